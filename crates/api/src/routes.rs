@@ -1,0 +1,50 @@
+//! The routes, one name each, so that server and client cannot differ.
+//!
+//! | route | method | body → answer |
+//! |---|---|---|
+//! | `/v1/version` | GET | [`crate::types::VersionView`] |
+//! | `/v1/hosts` | GET | list of [`crate::types::HostView`] |
+//! | `/v1/environments` | GET | list of [`crate::types::EnvironmentView`] |
+//! | `/v1/environments/{env}` | GET, PUT, DELETE | [`crate::types::ApplyRequest`] → [`crate::types::ApplyAnswer`] |
+//! | `/v1/containers?env=` | GET | list of [`crate::types::ContainerView`] |
+//! | `/v1/containers/{env}/{local}` | GET, DELETE | [`crate::types::ContainerView`] |
+//! | `/v1/containers/{env}/{local}/stop`, `…/start` | POST | [`crate::types::ContainerView`] |
+//! | `/v1/containers/{env}/{local}/migrate` | POST | [`crate::types::MigrateRequest`] → `Move` |
+//! | `/v1/containers/{env}/{local}/logs?follow=&tail=` | GET | lines of [`crate::session::LogLine`] as JSON, one each line |
+//! | `/v1/containers/{env}/{local}/exec` | GET, upgraded to a WebSocket | see [`crate::session`] |
+//! | `/v1/moves`, `/v1/moves/{id}` | GET | `Move` |
+//! | `/v1/moves/{id}/watch` | GET | lines of `Move` as JSON until it is over |
+//! | `/v1/moves/{id}/cancel` | POST | `Move` |
+//! | `/v1/events?since=&follow=` | GET | lines of `Event` as JSON |
+//!
+//! Agents only, on the TLS listener: `/v1/agent/join` (POST), `/v1/agent/link` and `/v1/agent/sessions/{id}`
+//! (WebSockets). Errors of every route are [`crate::types::ErrorBody`] with a fitting status code.
+
+use godwit_model::{ContainerName, EnvName, MoveId};
+
+pub const VERSION: &str = "/v1/version";
+pub const HOSTS: &str = "/v1/hosts";
+pub const ENVIRONMENTS: &str = "/v1/environments";
+pub const CONTAINERS: &str = "/v1/containers";
+pub const MOVES: &str = "/v1/moves";
+pub const EVENTS: &str = "/v1/events";
+pub const AGENT_JOIN: &str = "/v1/agent/join";
+pub const AGENT_LINK: &str = "/v1/agent/link";
+pub const AGENT_SESSIONS: &str = "/v1/agent/sessions";
+
+pub fn environment(name: &EnvName) -> String {
+    format!("{ENVIRONMENTS}/{name}")
+}
+
+pub fn container(name: &ContainerName) -> String {
+    format!("{CONTAINERS}/{}/{}", name.env, name.local())
+}
+
+/// `verb` is one of `stop`, `start`, `migrate`, `logs`, `exec`.
+pub fn container_verb(name: &ContainerName, verb: &str) -> String {
+    format!("{}/{verb}", container(name))
+}
+
+pub fn r#move(id: &MoveId) -> String {
+    format!("{MOVES}/{id}")
+}

@@ -1,0 +1,139 @@
+//! What the API answers and takes.
+
+use godwit_model::container::{ContainerStatus, Health, Resources};
+use godwit_model::host::{HostFacts, HostState};
+use godwit_model::manifest::Manifest;
+use godwit_model::{Bytes, Cloudlets, ContainerId, ContainerName, EnvName, Generation, HostName, LayerName, MilliCpu};
+use serde::{Deserialize, Serialize};
+
+/// An error as sent over HTTP: the sentence, what caused it, and the way out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{error}")]
+pub struct ErrorBody {
+    pub error: String,
+    /// The chain below it, outermost first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub causes: Vec<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl ErrorBody {
+    pub fn new(error: impl Into<String>) -> Self {
+        Self { error: error.into(), causes: Vec::new(), hint: None }
+    }
+
+    pub fn with_hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    /// The message of `error` and of everything below it.
+    pub fn from_chain(error: &(dyn std::error::Error + 'static)) -> Self {
+        let causes = std::iter::successors(error.source(), |e| e.source()).map(ToString::to_string).collect();
+        Self { error: error.to_string(), causes, hint: None }
+    }
+
+    /// One line: the sentence and its causes, joined by colons.
+    pub fn one_line(&self) -> String {
+        std::iter::once(&self.error).chain(&self.causes).map(String::as_str).collect::<Vec<_>>().join(": ")
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionView {
+    pub version: String,
+    pub store_id: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostView {
+    pub name: HostName,
+    pub state: HostState,
+    pub connected: bool,
+    /// Milliseconds since the epoch of the last word from its agent.
+    pub last_seen_ms: Option<u64>,
+    pub facts: HostFacts,
+    pub containers: u32,
+    pub reserved_memory: Bytes,
+    pub reserved_cpu: MilliCpu,
+    pub cloudlets: Cloudlets,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ApplyRequest {
+    pub manifest: Manifest,
+    /// Say what would change, change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApplyAnswer {
+    /// What changed (or would), a sentence each; empty when nothing did.
+    pub changes: Vec<String>,
+    pub revision: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EnvironmentView {
+    pub name: EnvName,
+    pub manifest: Manifest,
+    pub vni: u32,
+    /// The private network, for example `10.64.16.0/20`.
+    pub subnet: String,
+    pub layers: Vec<LayerView>,
+    pub containers: Vec<ContainerView>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LayerView {
+    pub name: LayerName,
+    pub image: String,
+    pub wanted: u32,
+    pub running: u32,
+    pub ports: Vec<String>,
+}
+
+/// One container, as wanted and as reported.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ContainerView {
+    pub id: ContainerId,
+    pub name: ContainerName,
+    pub image: String,
+    pub address: std::net::Ipv4Addr,
+    /// `None` while no host has been found for it; the message says why.
+    pub host: Option<HostName>,
+    pub generation: Generation,
+    /// For people: `running`, `preparing`, `moving`, `stopped`, `failed`, `waiting`, `unknown` (its host is silent).
+    pub state: String,
+    pub message: Option<String>,
+    pub health: Option<Health>,
+    pub wanted_running: bool,
+    pub resources: Resources,
+    /// The agent's last report; `None` before the first.
+    pub status: Option<ContainerStatus>,
+    /// Set while it is being moved.
+    pub moving: Option<godwit_model::MoveId>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct MigrateRequest {
+    /// `None`: the scheduler picks the host.
+    pub to: Option<HostName>,
+}
+
+/// What an agent sends to become a member; the token comes from the controller's state directory.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinRequest {
+    pub name: HostName,
+    pub token: String,
+    /// PKCS#10 certificate signing request, PEM.
+    pub csr_pem: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JoinAnswer {
+    pub certificate_pem: String,
+    pub ca_pem: String,
+}

@@ -1,0 +1,62 @@
+//! What happened, for people and for programs that watch.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ContainerName, EnvName, HostName};
+
+/// One thing that happened. Events are kept in order of `number`, which is the store's revision.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    pub number: u64,
+    /// Milliseconds since the epoch, by the controller's clock.
+    pub at_ms: u64,
+    pub kind: EventKind,
+    pub env: Option<EnvName>,
+    pub container: Option<ContainerName>,
+    pub host: Option<HostName>,
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum EventKind {
+    EnvApplied,
+    EnvDeleted,
+    ContainerPlaced,
+    ContainerNotPlaced,
+    ContainerStarted,
+    ContainerExited,
+    ContainerStopped,
+    ContainerFailed,
+    ContainerRemoved,
+    ContainerOutOfMemory,
+    HealthChanged,
+    MoveStarted,
+    MoveDone,
+    MoveFailed,
+    HostConnected,
+    HostDisconnected,
+}
+
+impl EventKind {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::EnvApplied => "env-applied",
+            Self::EnvDeleted => "env-deleted",
+            Self::ContainerPlaced => "container-placed",
+            Self::ContainerNotPlaced => "container-not-placed",
+            Self::ContainerStarted => "container-started",
+            Self::ContainerExited => "container-exited",
+            Self::ContainerStopped => "container-stopped",
+            Self::ContainerFailed => "container-failed",
+            Self::ContainerRemoved => "container-removed",
+            Self::ContainerOutOfMemory => "container-out-of-memory",
+            Self::HealthChanged => "health-changed",
+            Self::MoveStarted => "move-started",
+            Self::MoveDone => "move-done",
+            Self::MoveFailed => "move-failed",
+            Self::HostConnected => "host-connected",
+            Self::HostDisconnected => "host-disconnected",
+        }
+    }
+}

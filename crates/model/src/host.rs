@@ -1,0 +1,50 @@
+//! A host: what its agent reports, and what the controller thinks of it.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::HostName;
+use crate::units::{Bytes, Cloudlets, MilliCpu};
+
+/// What a host is and has; sent by its agent at every connection.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct HostFacts {
+    pub name: HostName,
+    pub godwit_version: String,
+    pub kernel: String,
+    pub architecture: String,
+    /// Version of CRIU, for example `4.1.1`; `None` where there is none: its containers cannot move.
+    pub criu: Option<String>,
+    /// The processor's feature flags, sorted: a container that used one needs it on the other side too.
+    pub cpu_features: Vec<String>,
+    pub cpu_model: String,
+    pub cpus: MilliCpu,
+    pub cpu_mhz: u32,
+    pub memory: Bytes,
+    pub disk_free: Bytes,
+    /// Address of this host in the tunnels between hosts.
+    pub tunnel_address: Ipv4Addr,
+    /// Where this agent receives moves.
+    pub migration_address: SocketAddr,
+    /// SHA-256 of the certificate that the agent shows there, hex.
+    pub certificate_sha256: String,
+}
+
+impl HostFacts {
+    pub fn cloudlets(&self) -> Cloudlets {
+        let memory = self.memory.0 / Cloudlets::MEMORY_BYTES;
+        let cpu = u64::from(self.cpus.0) * u64::from(self.cpu_mhz) / (u64::from(Cloudlets::CPU_MHZ) * 1000);
+        Cloudlets(memory.min(cpu).min(u64::from(u32::MAX)) as u32)
+    }
+}
+
+/// Whether a host takes containers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum HostState {
+    #[default]
+    Active,
+    /// Keeps what it has, takes nothing new.
+    Cordoned,
+}

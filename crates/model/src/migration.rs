@@ -1,0 +1,151 @@
+//! A move: its phases, in order, the same names in code, progress bars, traces and metrics.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ContainerId, ContainerName, Generation, HostName, MoveId};
+
+/// The phases of a move, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    Check,
+    Prepare,
+    Copy,
+    Freeze,
+    HandOver,
+    Activate,
+    Fill,
+    Release,
+}
+
+impl Phase {
+    pub const ALL: [Phase; 8] = [
+        Phase::Check,
+        Phase::Prepare,
+        Phase::Copy,
+        Phase::Freeze,
+        Phase::HandOver,
+        Phase::Activate,
+        Phase::Fill,
+        Phase::Release,
+    ];
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Check => "check",
+            Self::Prepare => "prepare",
+            Self::Copy => "copy",
+            Self::Freeze => "freeze",
+            Self::HandOver => "hand over",
+            Self::Activate => "activate",
+            Self::Fill => "fill",
+            Self::Release => "release",
+        }
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// How a move ended, or that it has not.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "state")]
+pub enum Outcome {
+    /// Before the hand-over: the source owns the container.
+    Moving,
+    /// The store names the destination as owner; nothing may revive the source.
+    HandedOver,
+    /// The source is freed.
+    Done,
+    /// The source runs on; the sentence says what failed and in which phase.
+    Failed { phase: Phase, reason: String },
+}
+
+impl Outcome {
+    pub fn over(&self) -> bool {
+        matches!(self, Self::Done | Self::Failed { .. })
+    }
+}
+
+/// One move, as the store keeps it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Move {
+    pub id: MoveId,
+    pub container: ContainerId,
+    pub name: ContainerName,
+    pub from: HostName,
+    pub to: HostName,
+    /// The generation the source holds; the destination will hold the next.
+    pub generation: Generation,
+    pub requested_at_ms: u64,
+    pub finished_at_ms: Option<u64>,
+    pub phase: Phase,
+    pub outcome: Outcome,
+    pub progress: Progress,
+    pub summary: Option<Summary>,
+}
+
+/// Where a move is, for the progress bar. Numbers never go backwards within a move.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct Progress {
+    pub bytes_sent: u64,
+    /// The best guess of what there is to send.
+    pub bytes_total: u64,
+    pub rounds: u32,
+}
+
+/// What a move cost. Times in milliseconds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+pub struct Summary {
+    /// Request until the source was free.
+    pub total_ms: f64,
+    /// Last instruction on the source to the first on the destination.
+    pub downtime_ms: f64,
+    /// What the downtime consists of, by part name; see [`DowntimePart`].
+    pub downtime_parts: BTreeMap<DowntimePart, f64>,
+    pub bytes_sent: u64,
+    pub memory_bytes: u64,
+    pub file_bytes: u64,
+    pub rounds: u32,
+    pub frames_parked: u64,
+}
+
+/// The named parts of the downtime, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DowntimePart {
+    /// Until the cgroup reported frozen and the frames were diverted.
+    Freeze,
+    /// CRIU's dump on the source, with the memory that travels in it.
+    Dump,
+    /// Changes of files since the last round.
+    Files,
+    /// What was still on its way when the dump ended.
+    Transfer,
+    /// CRIU's restore on the destination.
+    Restore,
+    /// The generation moved in the store.
+    HandOver,
+    /// Processes let go, frames delivered.
+    Activate,
+}
+
+impl DowntimePart {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Freeze => "freeze",
+            Self::Dump => "dump",
+            Self::Files => "files",
+            Self::Transfer => "transfer",
+            Self::Restore => "restore",
+            Self::HandOver => "hand-over",
+            Self::Activate => "activate",
+        }
+    }
+}
