@@ -4,6 +4,7 @@
 //! keep one WebSocket open (see [`link`]). Nothing ever dials an agent except another agent that moves a container.
 #![forbid(unsafe_code)]
 
+pub mod client;
 pub mod link;
 pub mod routes;
 pub mod session;
