@@ -1,0 +1,229 @@
+//! The destination of a move, mirror image of [`crate::source`].
+
+use std::future::Future;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+
+use crate::files::{Entry, WriteError, Writer};
+use crate::source::PartError;
+use crate::wire::{Accept, Final, Frame, FrameReader, FrameWriter, Image, Kind, Offer, Refuse, WireError, negotiate};
+
+/// The first frame comes within this time, in milliseconds.
+const OFFER_TIMEOUT_MS: u64 = 10_000;
+/// Silence of the source that ends the move, in milliseconds.
+const SILENCE_TIMEOUT_MS: u64 = 60_000;
+/// Answers of the page server are a few bytes.
+const ANSWER_BYTES: usize = 4096;
+
+#[derive(Debug, Error)]
+pub enum ReceiveError {
+    #[error("the connection from the source failed")]
+    Wire(#[from] WireError),
+    #[error("the source has been silent for {} s", SILENCE_TIMEOUT_MS / 1000)]
+    Silent,
+    #[error("files could not be written")]
+    Files(#[from] WriteError),
+    #[error("{doing} failed")]
+    Part { doing: &'static str, source: PartError },
+    #[error("the source sent an image named {name:?}")]
+    ImageName { name: String },
+}
+
+/// Where a container arrives. After an error the agent unmakes it; nothing in it has run.
+pub trait Landing: Send {
+    /// Is this move expected here? The reason, if not.
+    fn expects(&mut self, move_id: &str, container: &str) -> Result<(), String>;
+    /// Name and directory of every tree of files, already made.
+    fn trees(&self) -> Vec<(String, PathBuf)>;
+    /// Where CRIU's images go.
+    fn images_dir(&self) -> PathBuf;
+    /// The source stands still.
+    fn frozen(&mut self);
+    /// Starts what takes the page stream; our end of its socket.
+    fn page_sink(&mut self) -> impl Future<Output = Result<UnixStream, PartError>> + Send;
+    /// The page stream has ended; everything of it is stored when this returns.
+    fn pages_stored(&mut self) -> impl Future<Output = Result<(), PartError>> + Send;
+    /// Restores the processes up to the last point before they run.
+    fn restore(&mut self, fin: &Final) -> impl Future<Output = Result<(), PartError>> + Send;
+}
+
+/// Everything is here, restored, and stands still.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Received {
+    pub fin: Final,
+    pub bytes: u64,
+    pub restore_ms: f64,
+    /// Milliseconds from the freeze to now.
+    pub since_freeze_ms: f64,
+}
+
+/// Runs the destination's side up to the point where the processes could run.
+pub async fn receive<R, W, L>(reader: R, writer: W, landing: &mut L) -> Result<Received, ReceiveError>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+    L: Landing,
+{
+    let mut reader = FrameReader::new(reader);
+    let mut writer = FrameWriter::new(writer);
+    handshake(&mut reader, &mut writer, landing).await?;
+    let mut files = Writer::open(&landing.trees())?;
+    let mut frozen_at: Option<Instant> = None;
+    let mut image: Option<tokio::fs::File> = None;
+    loop {
+        let frame = next(&mut reader).await?;
+        match frame.kind {
+            Kind::Entry => {
+                close_image(&mut image).await?;
+                let entry: Entry = frame.json()?;
+                tokio::task::block_in_place(|| files.entry(entry))?;
+            }
+            Kind::Data => {
+                let (offset, bytes) = split_data(&frame)?;
+                match &mut image {
+                    Some(file) => file.write_all(bytes).await.map_err(stored)?,
+                    None => tokio::task::block_in_place(|| files.data(offset, bytes))?,
+                }
+            }
+            Kind::Remove => {
+                close_image(&mut image).await?;
+                let (tree, path): (String, Vec<u8>) = frame.json()?;
+                tokio::task::block_in_place(|| files.remove(&tree, &path))?;
+            }
+            Kind::RoundEnd => tokio::task::block_in_place(|| files.end_round())?,
+            Kind::Frozen => {
+                frozen_at = Some(Instant::now());
+                landing.frozen();
+                pages(&mut reader, &mut writer, landing).await?;
+            }
+            Kind::Image => {
+                close_image(&mut image).await?;
+                let name = frame.json::<Image>()?.name;
+                image = Some(create_image(&landing.images_dir(), &name).await?);
+            }
+            Kind::Final => {
+                close_image(&mut image).await?;
+                tokio::task::block_in_place(|| files.end_round())?;
+                let fin: Final = frame.json()?;
+                let begun = Instant::now();
+                landing.restore(&fin).await.map_err(|source| ReceiveError::Part { doing: "the restore", source })?;
+                let since = frozen_at.map_or(0.0, |at| at.elapsed().as_secs_f64() * 1e3);
+                return Ok(Received {
+                    since_freeze_ms: fin.freeze_ms + since,
+                    bytes: reader.received_bytes,
+                    restore_ms: begun.elapsed().as_secs_f64() * 1e3,
+                    fin,
+                });
+            }
+            got => return Err(WireError::Unexpected { got, wanted: "files, images or the end" }.into()),
+        }
+    }
+}
+
+async fn handshake<R, W, L>(
+    reader: &mut FrameReader<R>,
+    writer: &mut FrameWriter<W>,
+    landing: &mut L,
+) -> Result<(), ReceiveError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+    L: Landing,
+{
+    let offer = tokio::time::timeout(Duration::from_millis(OFFER_TIMEOUT_MS), reader.expect(Kind::Offer, "an offer"))
+        .await
+        .map_err(|_| ReceiveError::Silent)??;
+    let offer: Offer = offer.json()?;
+    let answer = negotiate(&offer).and_then(|version| {
+        landing.expects(&offer.move_id, &offer.container).map_err(|reason| Refuse { reason })?;
+        Ok(version)
+    });
+    match answer {
+        Ok(version) => {
+            writer.send_json(Kind::Accept, &Accept { version }).await?;
+            Ok(writer.flush().await?)
+        }
+        Err(refuse) => {
+            writer.send_json(Kind::Refuse, &refuse).await?;
+            writer.flush().await?;
+            let source = refuse.reason.into();
+            Err(ReceiveError::Part { doing: "agreeing on the move", source })
+        }
+    }
+}
+
+async fn next<R: AsyncRead + Unpin>(reader: &mut FrameReader<R>) -> Result<Frame, ReceiveError> {
+    let limit = Duration::from_millis(SILENCE_TIMEOUT_MS);
+    Ok(tokio::time::timeout(limit, reader.next()).await.map_err(|_| ReceiveError::Silent)??)
+}
+
+/// Passes the page stream to its taker and the few answers back, until `PagesEnd`.
+async fn pages<R, W, L>(reader: &mut FrameReader<R>, writer: &mut FrameWriter<W>, landing: &mut L) -> Result<(), ReceiveError>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+    L: Landing,
+{
+    let sink = landing.page_sink().await.map_err(|source| ReceiveError::Part { doing: "starting the page server", source })?;
+    let (from_server, to_server) = sink.into_split();
+    tokio::select! {
+        forward = forward(reader, to_server) => forward?,
+        backward = backward(writer, from_server) => backward?,
+    }
+    landing.pages_stored().await.map_err(|source| ReceiveError::Part { doing: "storing the pages", source })
+}
+
+async fn forward<R: AsyncRead + Unpin>(reader: &mut FrameReader<R>, mut to_server: OwnedWriteHalf) -> Result<(), ReceiveError> {
+    loop {
+        let frame = next(reader).await?;
+        match frame.kind {
+            Kind::Pages => to_server.write_all(&frame.payload).await.map_err(stored)?,
+            Kind::PagesEnd => return to_server.shutdown().await.map_err(stored),
+            got => return Err(WireError::Unexpected { got, wanted: "pages" }.into()),
+        }
+    }
+}
+
+async fn backward<W: AsyncWrite + Unpin>(writer: &mut FrameWriter<W>, mut from_server: OwnedReadHalf) -> Result<(), ReceiveError> {
+    let mut answer = [0; ANSWER_BYTES];
+    loop {
+        let n = from_server.read(&mut answer).await.map_err(stored)?;
+        if n == 0 {
+            // The server closes after its last answer; the end is told by `PagesEnd`.
+            return std::future::pending().await;
+        }
+        writer.send(Kind::Pages, &answer[..n]).await?;
+        writer.flush().await?;
+    }
+}
+
+fn stored(e: std::io::Error) -> ReceiveError {
+    ReceiveError::Part { doing: "storing what arrived", source: e.into() }
+}
+
+fn split_data(frame: &Frame) -> Result<(u64, &[u8]), WireError> {
+    match frame.payload.split_first_chunk::<8>() {
+        Some((offset, bytes)) => Ok((u64::from_le_bytes(*offset), bytes)),
+        None => Err(WireError::Unexpected { got: frame.kind, wanted: "an offset and data" }),
+    }
+}
+
+async fn create_image(dir: &Path, name: &str) -> Result<tokio::fs::File, ReceiveError> {
+    let plain = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
+    if !plain {
+        return Err(ReceiveError::ImageName { name: name.to_owned() });
+    }
+    tokio::fs::File::create(dir.join(name)).await.map_err(stored)
+}
+
+async fn close_image(image: &mut Option<tokio::fs::File>) -> Result<(), ReceiveError> {
+    match image.take() {
+        Some(mut file) => file.flush().await.map_err(stored),
+        None => Ok(()),
+    }
+}

@@ -1,0 +1,268 @@
+//! The migration protocol: frames on one TLS connection.
+//!
+//! ```text
+//! source                                           destination
+//!   │ ── Offer{versions, move, container} ─────────────▶ │
+//!   │ ◀──────────────────────────── Accept{version} ──── │   or Refuse{reason}
+//!   │ ── per tree: Entry, Data…, Remove ───────────────▶ │   copy: rounds while the container runs
+//!   │ ── RoundEnd{round} ──────────────────────────────▶ │
+//!   │ ── Frozen ───────────────────────────────────────▶ │   the downtime's clock starts
+//!   │ ── Pages(bytes) ─────────────────────────────────▶ │   CRIU's page stream, as it comes
+//!   │ ◀──────────────────────────────── Pages(bytes) ──── │   and its few answers
+//!   │ ── Image{name}, Data… ───────────────────────────▶ │   everything else CRIU wrote
+//!   │ ── per tree: Entry, Data…, Remove ───────────────▶ │   files changed since the last round
+//!   │ ── Final{…} ─────────────────────────────────────▶ │   from here the source obeys only the store
+//! ```
+//! A frame is 16 bytes of header and a payload: kind (1, zero is invalid), three zero bytes, payload length (4),
+//! XXH3-64 of the payload (8), all little-endian. Control payloads are JSON. A receiver refuses unknown kinds, longer
+//! payloads than [`MAX_PAYLOAD_BYTES`] and wrong checksums. Either side may close at any time; before `Final` that is a
+//! failed move and the source runs on.
+//!
+//! Versions: the source offers a range, the destination takes the highest it knows; version N and N−1 are spoken.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// The version of this protocol.
+pub const VERSION: u32 = 1;
+/// The oldest version still spoken.
+pub const OLDEST_VERSION: u32 = 1;
+/// The largest payload of a frame, in bytes.
+pub const MAX_PAYLOAD_BYTES: usize = 4 << 20;
+const HEADER_BYTES: usize = 16;
+
+/// What a frame is. Zero is no kind, so that zeroed memory is never a valid frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    Offer = 1,
+    Accept = 2,
+    Refuse = 3,
+    Entry = 4,
+    Data = 5,
+    Remove = 6,
+    RoundEnd = 7,
+    Frozen = 8,
+    Pages = 9,
+    PagesEnd = 10,
+    Image = 11,
+    Final = 12,
+}
+
+impl Kind {
+    fn from_byte(byte: u8) -> Option<Self> {
+        use Kind::*;
+        [Offer, Accept, Refuse, Entry, Data, Remove, RoundEnd, Frozen, Pages, PagesEnd, Image, Final]
+            .into_iter()
+            .find(|k| *k as u8 == byte)
+    }
+}
+
+#[derive(Debug, Error)]
+pub enum WireError {
+    #[error("the connection to the other host broke")]
+    Io(#[from] std::io::Error),
+    #[error("the other host closed the connection")]
+    Closed,
+    #[error("the other host sent a frame of unknown kind {kind}; do both run compatible versions?")]
+    UnknownKind { kind: u8 },
+    #[error("the other host sent a frame of {bytes} bytes; {MAX_PAYLOAD_BYTES} is the limit")]
+    TooLong { bytes: usize },
+    #[error("a frame of {bytes} bytes arrived damaged (checksum)")]
+    Checksum { bytes: usize },
+    #[error("the other host sent a {kind:?} that cannot be read")]
+    Malformed { kind: Kind, source: serde_json::Error },
+    #[error("the other host sent {got:?} where {wanted} was due")]
+    Unexpected { got: Kind, wanted: &'static str },
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Offer {
+    pub oldest: u32,
+    pub newest: u32,
+    pub move_id: String,
+    pub container: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accept {
+    pub version: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refuse {
+    pub reason: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RoundEnd {
+    pub round: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Image {
+    pub name: String,
+    pub bytes: u64,
+}
+
+/// The last word of the source. Times in milliseconds since the freeze began.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Final {
+    pub freeze_ms: f64,
+    pub dump_ms: f64,
+    pub files_ms: f64,
+    pub elapsed_ms: f64,
+    pub memory_bytes: u64,
+    pub file_bytes: u64,
+    pub rounds: u32,
+    /// What the destination needs of the source's container: made and read by the agent.
+    pub detail: serde_json::Value,
+}
+
+/// Writes frames. Nothing is buffered beyond the writer below it.
+pub struct FrameWriter<W> {
+    inner: W,
+    pub sent_bytes: u64,
+}
+
+impl<W: AsyncWrite + Unpin> FrameWriter<W> {
+    pub fn new(inner: W) -> Self {
+        Self { inner, sent_bytes: 0 }
+    }
+
+    pub async fn send(&mut self, kind: Kind, payload: &[u8]) -> Result<(), WireError> {
+        if payload.len() > MAX_PAYLOAD_BYTES {
+            return Err(WireError::TooLong { bytes: payload.len() });
+        }
+        let mut header = [0u8; HEADER_BYTES];
+        header[0] = kind as u8;
+        header[4..8].copy_from_slice(&(payload.len() as u32).to_le_bytes());
+        header[8..].copy_from_slice(&xxh3_64(payload).to_le_bytes());
+        self.inner.write_all(&header).await?;
+        self.inner.write_all(payload).await?;
+        self.sent_bytes += (HEADER_BYTES + payload.len()) as u64;
+        Ok(())
+    }
+
+    pub async fn send_json<T: Serialize>(&mut self, kind: Kind, value: &T) -> Result<(), WireError> {
+        let payload = serde_json::to_vec(value).map_err(|source| WireError::Malformed { kind, source })?;
+        self.send(kind, &payload).await
+    }
+
+    pub async fn flush(&mut self) -> Result<(), WireError> {
+        Ok(self.inner.flush().await?)
+    }
+}
+
+/// One received frame.
+#[derive(Debug)]
+pub struct Frame {
+    pub kind: Kind,
+    pub payload: Vec<u8>,
+}
+
+impl Frame {
+    pub fn json<T: for<'de> Deserialize<'de>>(&self) -> Result<T, WireError> {
+        serde_json::from_slice(&self.payload).map_err(|source| WireError::Malformed { kind: self.kind, source })
+    }
+}
+
+pub struct FrameReader<R> {
+    inner: R,
+    pub received_bytes: u64,
+}
+
+impl<R: AsyncRead + Unpin> FrameReader<R> {
+    pub fn new(inner: R) -> Self {
+        Self { inner, received_bytes: 0 }
+    }
+
+    /// The next frame, checked. [`WireError::Closed`] at an orderly or sudden end between two frames.
+    pub async fn next(&mut self) -> Result<Frame, WireError> {
+        let mut header = [0u8; HEADER_BYTES];
+        match self.inner.read_exact(&mut header).await {
+            Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => return Err(WireError::Closed),
+            other => other?,
+        };
+        let kind = Kind::from_byte(header[0]).ok_or(WireError::UnknownKind { kind: header[0] })?;
+        let [_, _, _, _, a, b, c, d, sum @ ..] = header;
+        let bytes = u32::from_le_bytes([a, b, c, d]) as usize;
+        if bytes > MAX_PAYLOAD_BYTES {
+            return Err(WireError::TooLong { bytes });
+        }
+        let mut payload = vec![0; bytes];
+        self.inner.read_exact(&mut payload).await?;
+        if xxh3_64(&payload) != u64::from_le_bytes(sum) {
+            return Err(WireError::Checksum { bytes });
+        }
+        self.received_bytes += (HEADER_BYTES + bytes) as u64;
+        Ok(Frame { kind, payload })
+    }
+
+    /// The next frame, which has to be of this kind.
+    pub async fn expect(&mut self, kind: Kind, wanted: &'static str) -> Result<Frame, WireError> {
+        let frame = self.next().await?;
+        if frame.kind == kind { Ok(frame) } else { Err(WireError::Unexpected { got: frame.kind, wanted }) }
+    }
+}
+
+/// The highest version both sides speak.
+pub fn negotiate(offer: &Offer) -> Result<u32, Refuse> {
+    let version = offer.newest.min(VERSION);
+    if version >= offer.oldest && version >= OLDEST_VERSION {
+        return Ok(version);
+    }
+    Err(Refuse {
+        reason: format!(
+            "the source speaks versions {} to {} of the migration protocol, this host {OLDEST_VERSION} to {VERSION}; \
+             upgrade the older one",
+            offer.oldest, offer.newest
+        ),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn bytes_of(kind: Kind, payload: &[u8]) -> Vec<u8> {
+        let mut out = Vec::new();
+        FrameWriter::new(&mut out).send(kind, payload).await.unwrap();
+        out
+    }
+
+    #[tokio::test]
+    async fn the_frame_layout_is_fixed() {
+        let bytes = bytes_of(Kind::RoundEnd, br#"{"round":3}"#).await;
+        let golden = [
+            7, 0, 0, 0, 11, 0, 0, 0, 0xbe, 0xae, 0x42, 0xe6, 0xa6, 0x3b, 0x4c, 0x7f, b'{', b'"', b'r', b'o', b'u', b'n', b'd', b'"',
+            b':', b'3', b'}',
+        ];
+        assert_eq!(bytes[..8], golden[..8]);
+        assert_eq!(bytes[8..16], xxh3_64(br#"{"round":3}"#).to_le_bytes());
+        assert_eq!(bytes[16..], golden[16..]);
+    }
+
+    #[tokio::test]
+    async fn damage_and_nonsense_are_refused() {
+        let good = bytes_of(Kind::Data, b"hello").await;
+        let frame = FrameReader::new(&good[..]).next().await.unwrap();
+        assert_eq!((frame.kind, &frame.payload[..]), (Kind::Data, &b"hello"[..]));
+        for at in [0usize, 4, 7, 8, 16, 20] {
+            let mut bad = good.clone();
+            bad[at] ^= 0x41;
+            assert!(FrameReader::new(&bad[..]).next().await.is_err(), "byte {at}");
+        }
+        assert!(matches!(FrameReader::new(&[0u8; 16][..]).next().await, Err(WireError::UnknownKind { kind: 0 })));
+        assert!(matches!(FrameReader::new(&[][..]).next().await, Err(WireError::Closed)));
+    }
+
+    #[test]
+    fn versions_meet_or_part_with_a_reason() {
+        let offer = |oldest, newest| Offer { oldest, newest, move_id: String::new(), container: String::new() };
+        assert_eq!(negotiate(&offer(1, 7)), Ok(VERSION));
+        assert!(negotiate(&offer(VERSION + 1, VERSION + 2)).unwrap_err().reason.contains("upgrade"));
+    }
+}
