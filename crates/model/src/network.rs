@@ -12,10 +12,10 @@ pub struct MacAddress(pub [u8; 6]);
 
 impl MacAddress {
     /// The address of a container: locally administered (IEEE 802), derived from its network and IPv4 address, so
-    /// that it is the same wherever it is computed.
+    /// that it is the same wherever it is computed. `06` keeps it apart from the gateway's and the hosts' own (`02`).
     pub fn for_container(vni: u32, address: std::net::Ipv4Addr) -> Self {
         let [_, b, c, d] = address.octets();
-        Self([0x02, (vni >> 8) as u8, vni as u8, b, c, d])
+        Self([0x06, (vni >> 8) as u8, vni as u8, b, c, d])
     }
 }
 
