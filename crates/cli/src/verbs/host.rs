@@ -1,0 +1,107 @@
+//! `godwit host list|show`.
+
+use anyhow::Result;
+use clap::Subcommand;
+use godwit_api::client::Client;
+use godwit_api::types::HostView;
+use godwit_model::HostName;
+use godwit_model::host::HostState;
+
+use super::DONE;
+use crate::failure::Failure;
+use crate::human;
+use crate::printer::Printer;
+use crate::table::{pairs, table};
+
+#[derive(Debug, Subcommand)]
+pub enum HostVerb {
+    /// List hosts
+    #[command(visible_alias = "ls")]
+    List,
+    /// Show everything about a host
+    Show { host: HostName },
+}
+
+pub async fn run(client: &Client, printer: &Printer, verb: HostVerb) -> Result<u8> {
+    let hosts = client.hosts().await?;
+    match verb {
+        HostVerb::List => {
+            printer.value(&hosts, |hosts| list(printer, hosts))?;
+            if hosts.is_empty() {
+                printer.say("no host has joined yet; `godwit agent --help` tells how");
+            }
+        }
+        HostVerb::Show { host } => {
+            let names: Vec<&str> = hosts.iter().map(|h| h.name.as_str()).collect();
+            let Some(view) = hosts.iter().find(|h| h.name == host) else {
+                let hint = match names.as_slice() {
+                    [] => "no host has joined yet".to_owned(),
+                    names => format!("there are: {}", names.join(", ")),
+                };
+                return Err(Failure::new(format!("there is no host {host}")).hint(hint).into());
+            };
+            printer.value(view, |view| show(printer, view))?;
+        }
+    }
+    Ok(DONE)
+}
+
+fn state(host: &HostView) -> &'static str {
+    match (host.connected, host.state) {
+        (false, _) => "disconnected",
+        (true, HostState::Active) => "active",
+        (true, HostState::Cordoned) => "cordoned",
+    }
+}
+
+fn seen(host: &HostView) -> String {
+    match host.last_seen_ms {
+        Some(at) if !host.connected => format!("{} ago", human::since(at)),
+        Some(_) => "now".to_owned(),
+        None => "never".to_owned(),
+    }
+}
+
+fn list(printer: &Printer, hosts: &[HostView]) -> String {
+    let head = ["HOST", "STATE", "CONTAINERS", "CPU", "MEMORY", "KERNEL", "CRIU", "SEEN"];
+    let rows = hosts.iter().map(|h| {
+        vec![
+            h.name.to_string(),
+            state(h).to_owned(),
+            h.containers.to_string(),
+            format!("{}/{}", h.reserved_cpu, h.facts.cpus),
+            format!("{}/{}", h.reserved_memory, h.facts.memory),
+            kernel(&h.facts.kernel).to_owned(),
+            h.facts.criu.clone().unwrap_or_else(|| "none".to_owned()),
+            seen(h),
+        ]
+    });
+    table(printer, &head, rows)
+}
+
+/// `6.12.41` of `6.12.41+deb13-amd64`: a table has little room.
+fn kernel(full: &str) -> &str {
+    full.split(|c: char| !(c.is_ascii_digit() || c == '.')).next().unwrap_or(full)
+}
+
+fn show(printer: &Printer, host: &HostView) -> String {
+    let facts = &host.facts;
+    let rows = [
+        ("host", host.name.to_string()),
+        ("state", state(host).to_owned()),
+        ("last seen", seen(host)),
+        ("containers", host.containers.to_string()),
+        ("cloudlets", host.cloudlets.to_string()),
+        ("memory", format!("{} of {} reserved", host.reserved_memory, facts.memory)),
+        ("cpu", format!("{} of {} reserved, {} MHz", host.reserved_cpu, facts.cpus, facts.cpu_mhz)),
+        ("disk free", facts.disk_free.to_string()),
+        ("processor", format!("{} ({})", facts.cpu_model, facts.architecture)),
+        ("kernel", facts.kernel.clone()),
+        ("criu", facts.criu.clone().unwrap_or_else(|| "none: its containers cannot move".to_owned())),
+        ("tunnel address", facts.tunnel_address.to_string()),
+        ("migration address", facts.migration_address.to_string()),
+        ("certificate", format!("sha256:{}", facts.certificate_sha256)),
+        ("godwit", facts.godwit_version.clone()),
+    ];
+    pairs(printer, rows)
+}

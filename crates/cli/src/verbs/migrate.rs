@@ -1,0 +1,137 @@
+//! `godwit migrate`: asks for a move, shows how it goes on, and what it cost.
+
+mod progress;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use godwit_api::client::{Client, ClientError, Lines};
+use godwit_api::types::MigrateRequest;
+use godwit_model::migration::{Move, Outcome};
+use godwit_model::{HostName, MoveId};
+use tokio::time::Instant;
+
+use self::progress::Progress;
+use super::DONE;
+use super::moves::cost;
+use crate::failure::Failure;
+use crate::names;
+use crate::printer::Printer;
+
+/// How long a controller may be away while a move is watched, in milliseconds. The move itself goes on or is taken
+/// back without anyone watching.
+const AWAY_TIMEOUT_MS: u64 = 60_000;
+/// Time between two attempts to reach it again, in milliseconds.
+const RETRY_INTERVAL_MS: u64 = 500;
+
+#[derive(Debug, Args)]
+pub struct MigrateArgs {
+    /// For example shop/db-1, or shop/db where there is only one
+    container: String,
+    /// The host to move it to; without it the scheduler picks one
+    #[arg(long, value_name = "HOST")]
+    to: Option<HostName>,
+    /// Do not wait for the end; `godwit move show` tells how it goes on
+    #[arg(short, long)]
+    detach: bool,
+}
+
+pub async fn run(client: &Client, printer: &Printer, args: MigrateArgs) -> Result<u8> {
+    let name = names::container(client, &args.container).await?;
+    let begun = client.migrate(&name, &MigrateRequest { to: args.to }).await?;
+    if args.detach {
+        printer.value(&begun, |m| m.id.to_string())?;
+        printer.say(format_args!("{} is on its way from {} to {}", begun.name, begun.from, begun.to));
+        return Ok(DONE);
+    }
+    let ended = watch(client, printer, begun).await?;
+    match &ended.outcome {
+        Outcome::Failed { phase, reason } => {
+            if printer.is_json() {
+                printer.json(&ended)?;
+            }
+            let message = format!("{} was not moved to {}: {phase}: {reason}", ended.name, ended.to);
+            Err(Failure::new(message).hint(format!("it runs on, on {}", ended.from)).into())
+        }
+        _ => {
+            printer.say(format_args!("{} moved from {} to {}", ended.name, ended.from, ended.to));
+            printer.value(&ended, |m| m.summary.as_ref().map(|s| cost(printer, s)).unwrap_or_default())?;
+            Ok(DONE)
+        }
+    }
+}
+
+/// Follows a move to its end. Ctrl-C asks the controller to give it up; a second one stops watching.
+async fn watch(client: &Client, printer: &Printer, begun: Move) -> Result<Move> {
+    let mut progress = Progress::new(printer, &begun);
+    let mut latest = begun;
+    let mut interrupted = false;
+    let mut watcher = Watcher::new(client, latest.id.clone());
+    while !latest.outcome.over() {
+        tokio::select! {
+            next = watcher.next() => {
+                latest = next?;
+                progress.show(&latest);
+            }
+            _ = tokio::signal::ctrl_c() => {
+                if interrupted {
+                    let hint = format!("it goes on; `godwit move show {}` tells how", latest.id);
+                    return Err(Failure::new("not watched any longer").hint(hint).into());
+                }
+                interrupted = true;
+                match client.cancel_move(&latest.id).await {
+                    Ok(_) => progress.say("cancelling; Ctrl-C again to stop watching"),
+                    Err(error) => progress.say(&format!("cannot be cancelled: {error}")),
+                }
+            }
+        }
+    }
+    progress.finish();
+    Ok(latest)
+}
+
+/// The stream of a move, opened again where the controller was away.
+struct Watcher<'a> {
+    client: &'a Client,
+    id: MoveId,
+    lines: Option<Lines<Move>>,
+    away_since: Option<Instant>,
+}
+
+impl<'a> Watcher<'a> {
+    fn new(client: &'a Client, id: MoveId) -> Self {
+        Self { client, id, lines: None, away_since: None }
+    }
+
+    /// The move after its next change. Cancel safe.
+    async fn next(&mut self) -> Result<Move, ClientError> {
+        loop {
+            let error = match &mut self.lines {
+                None => match self.client.watch_move(&self.id).await {
+                    Ok(lines) => {
+                        self.lines = Some(lines);
+                        continue;
+                    }
+                    Err(error) => error,
+                },
+                Some(lines) => match lines.next().await {
+                    Some(Ok(one)) => {
+                        self.away_since = None;
+                        return Ok(one);
+                    }
+                    Some(Err(error)) => error,
+                    None => ClientError::Protocol { what: "the controller stopped telling of the move".to_owned() },
+                },
+            };
+            // Also a stream that ends early is asked for again: a controller that is told to stop ends it like that.
+            let ended_early = self.lines.take().is_some();
+            let since = *self.away_since.get_or_insert_with(Instant::now);
+            let too_long = since.elapsed() >= Duration::from_millis(AWAY_TIMEOUT_MS);
+            if too_long || !(ended_early || error.is_transient()) {
+                return Err(error);
+            }
+            tokio::time::sleep(Duration::from_millis(RETRY_INTERVAL_MS)).await;
+        }
+    }
+}

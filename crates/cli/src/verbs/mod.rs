@@ -1,0 +1,64 @@
+//! The verbs, one file each.
+
+pub mod container;
+pub mod env;
+pub mod events;
+pub mod exec;
+pub mod host;
+pub mod lab;
+pub mod logs;
+pub mod migrate;
+pub mod moves;
+pub mod ps;
+pub mod version;
+
+use anyhow::{Context, Result};
+use godwit_api::client::Client;
+
+use crate::args::{Cli, Global, Verb};
+use crate::connect;
+use crate::printer::Printer;
+
+/// The exit code of a program whose verb did what it was asked for.
+pub const DONE: u8 = 0;
+
+/// Runs the verb; returns the exit code.
+pub fn run(cli: Cli, printer: &Printer) -> Result<u8> {
+    // Verbs that must be the only thread of their process, or that need no controller, come first.
+    let Cli { global, verb } = cli;
+    let verb = match verb {
+        Verb::Lab(verb) => return lab::run(&global, printer, verb),
+        verb => verb,
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start: the system refuses epoll or a timer")?;
+    let code = runtime.block_on(ask(&global, verb, printer));
+    // A thread that still reads standard input is not waited for.
+    runtime.shutdown_background();
+    code
+}
+
+/// The verbs that ask a controller.
+async fn ask(global: &Global, verb: Verb, printer: &Printer) -> Result<u8> {
+    if let Verb::Version = verb {
+        return version::run(global, printer).await;
+    }
+    let client: Client = connect::client(global)?;
+    match verb {
+        Verb::Host(verb) => host::run(&client, printer, verb).await,
+        Verb::Env(verb) => env::run(&client, printer, verb).await,
+        Verb::Ps(args) => ps::run(&client, printer, args).await,
+        Verb::Logs(args) => logs::run(&client, printer, args).await,
+        Verb::Exec(args) => exec::run(&client, printer, args).await,
+        Verb::Stop(args) => container::stop(&client, printer, args).await,
+        Verb::Start(args) => container::start(&client, printer, args).await,
+        Verb::Rm(args) => container::remove(&client, printer, args).await,
+        Verb::Migrate(args) => migrate::run(&client, printer, args).await,
+        Verb::Move(verb) => moves::run(&client, printer, verb).await,
+        Verb::Events(args) => events::run(&client, printer, args).await,
+        // Run above.
+        Verb::Version | Verb::Lab(_) => Ok(DONE),
+    }
+}
