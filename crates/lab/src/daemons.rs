@@ -5,7 +5,9 @@ use std::fs;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::cgroups::{self, CgroupError};
 use crate::paths::LabPaths;
@@ -17,6 +19,8 @@ use crate::spec::{LabSpec, Node};
 pub(crate) const CONTROLLER_PORT: u16 = 7717;
 /// How much of a daemon's log goes into an error message, from its end.
 const LOG_TAIL_BYTES: usize = 2_000;
+/// Longest wait for a new process to join its cgroups. It goes on without if the machine is that slow.
+const JOIN_TIMEOUT_S: i64 = 10;
 
 /// A daemon that could not be started or stopped.
 #[derive(Debug, thiserror::Error)]
@@ -75,14 +79,13 @@ pub(crate) fn arguments(paths: &LabPaths, spec: &LabSpec, node: Node) -> Option<
 /// A command that runs `argv` on a host: in its cgroup, network and mount namespace.
 ///
 /// The shell joins the cgroups before anything else runs, nsenter(1) then changes the namespaces;
-/// both end in `exec`, so the process started is the program itself.
-pub(crate) fn command_on(paths: &LabPaths, node: Node, cgroup: &str, new_session: bool, argv: &[String]) -> Result<Command, CgroupError> {
-    const JOIN: &str = r#"while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; exec "$@""#;
+/// both end in `exec`, so the process started is the program itself. A daemon gets a session of its
+/// own and loses its standard input once it is in the cgroups.
+pub(crate) fn command_on(paths: &LabPaths, node: Node, cgroup: &str, daemon: bool, argv: &[String]) -> Result<Command, CgroupError> {
+    const JOIN: &str = r#"while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; "#;
+    let script = format!("{JOIN}{}", if daemon { r#"exec setsid "$@" </dev/null"# } else { r#"exec "$@""# });
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", JOIN, "join"]).args(cgroups::join_files(cgroup)?).arg("--");
-    if new_session {
-        command.arg("setsid");
-    }
+    command.args(["-c", &script, "join"]).args(cgroups::join_files(cgroup)?).arg("--");
     command
         .arg("nsenter")
         .arg(format!("--net={}", paths.net_namespace(node).display()))
@@ -104,15 +107,20 @@ pub(crate) fn start(paths: &LabPaths, spec: &LabSpec, node: Node) -> Result<u32,
     argv.extend(arguments(paths, spec, node).ok_or_else(none)?);
     let log = fs::File::options().create(true).append(true).open(paths.log(node)).map_err(wrong)?;
     let mut command = command_on(paths, node, &paths.daemon_cgroup(node), true, &argv)?;
+    // The other end of this pipe closes when the daemon is where `down` finds it, or has ended.
+    let (joined, joining) = io::pipe().map_err(wrong)?;
     // In a group of its own setsid(1) would have to fork, and the pid would be another.
     let child = command
         .current_dir("/")
-        .stdin(Stdio::null())
+        .stdin(joining)
         .stdout(log.try_clone().map_err(wrong)?)
         .stderr(log)
         .spawn()
         .map_err(wrong)?;
+    drop(command);
     let pid = child.id();
+    let timeout = Timespec { tv_sec: JOIN_TIMEOUT_S, tv_nsec: 0 };
+    poll(&mut [PollFd::new(&joined, PollFlags::IN)], Some(&timeout)).map_err(|e| wrong(e.into()))?;
     let start_ticks = processes::start_ticks(pid).ok_or_else(|| ended(paths, node))?;
     record::write(&paths.daemon(node), &DaemonRecord { pid, start_ticks })?;
     Ok(pid)

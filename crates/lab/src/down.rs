@@ -14,6 +14,9 @@ use crate::processes;
 use crate::remove::remove_tree;
 use crate::spec::{MAX_HOSTS, Node};
 
+/// How often processes, mounts and cgroups are gone through before what is left is reported.
+const MAX_PASSES: usize = 3;
+
 /// What of a lab could not be unmade.
 #[derive(Debug, thiserror::Error)]
 #[error("lab {name} is not all gone: {}. Run `godwit lab down` again when the cause is gone", .problems.join("; "))]
@@ -24,12 +27,20 @@ pub struct DownError {
 
 /// Unmakes the lab, whatever state it is in; one that does not exist is unmade already.
 pub(crate) fn down(paths: &LabPaths) -> Result<(), DownError> {
-    let mut problems = processes::kill_all(paths);
-    for node in [Node::Controller].into_iter().chain((1..=MAX_HOSTS).map(Node::Host)) {
-        daemons::reap(paths, node);
+    let mut problems = Vec::new();
+    // Whatever was being started while the first pass went on is in its cgroup by the next.
+    for _ in 0..MAX_PASSES {
+        problems = processes::kill_all(paths);
+        // While the records of the daemons can still be read.
+        for node in [Node::Controller].into_iter().chain((1..=MAX_HOSTS).map(Node::Host)) {
+            daemons::reap(paths, node);
+        }
+        problems.extend(mounts::unmount_below(&[paths.run(), paths.state()], &[]));
+        problems.extend(cgroups::remove(paths));
+        if problems.is_empty() {
+            break;
+        }
     }
-    problems.extend(mounts::unmount_below(&[paths.run(), paths.state()], &[]));
-    problems.extend(cgroups::remove(paths));
     // Copies of the lab's mounts that other mount namespaces hold go with the files and
     // directories they are mounted on (the kernel detaches them there on unlink and rmdir).
     problems.extend(remove_tree(&paths.run()));
