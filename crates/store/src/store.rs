@@ -24,7 +24,8 @@ pub trait Store: Send + Sync + 'static {
     fn commit(&self, txn: Txn) -> BoxFuture<'_, Result<Commit, CommitError>>;
 
     /// The changes of keys that start with `prefix`, from revision `from` on (inclusive; 0 and 1 both
-    /// mean the beginning), first those of history, then new ones as they are committed.
+    /// mean the beginning), first those of history, then new ones as they are committed. History that is
+    /// trimmed before a long replay came to it ends the watch with [`WatchError::Compacted`].
     fn watch<'a>(&'a self, prefix: &'a str, from: Revision) -> BoxFuture<'a, Result<Watch, WatchError>>;
 
     /// A new lease. It ends when `ttl` passes without [`Store::lease_keep_alive`]; after a restart of

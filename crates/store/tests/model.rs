@@ -240,7 +240,7 @@ async fn follow(open: &mut Open, model: &Model) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, max_shrink_time: 60_000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn behaves_like_the_model(steps in prop::collection::vec(step(), 1..60)) {

@@ -113,6 +113,14 @@ impl SqliteWatch {
         Self { prefix, from, replay, live, readers, ready: VecDeque::new(), ended: None }
     }
 
+    /// Reads the first piece of history, so that a short one is complete whatever is trimmed later.
+    pub(super) async fn begin(mut self) -> Result<Self, WatchError> {
+        if let Some(after) = self.replay {
+            self.read_page(after).await?;
+        }
+        Ok(self)
+    }
+
     async fn read_page(&mut self, after: Position) -> Result<(), WatchError> {
         let (prefix, until) = (self.prefix.clone(), self.live.joined);
         let page = self

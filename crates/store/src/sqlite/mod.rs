@@ -116,7 +116,7 @@ impl Store for SqliteStore {
             let from = from.max(Revision(1));
             let prefix = prefix.to_owned();
             let live = self.ask(|reply| Request::Watch { prefix: prefix.clone(), from, reply }).await?;
-            Ok(Watch::new(SqliteWatch::new(prefix, from, live, Arc::clone(&self.readers))))
+            Ok(Watch::new(SqliteWatch::new(prefix, from, live, Arc::clone(&self.readers)).begin().await?))
         })
     }
 
