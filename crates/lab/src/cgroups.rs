@@ -255,6 +255,7 @@ pub(crate) fn lab_names() -> Vec<String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

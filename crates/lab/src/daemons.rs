@@ -157,6 +157,7 @@ pub(crate) fn log_tail(paths: &LabPaths, node: Node) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::spec::LabName;

@@ -116,6 +116,7 @@ pub(crate) fn restore(paths: &LabPaths, node: Node) -> Result<(), LinkError> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -115,6 +115,7 @@ fn unmount_one(target: &Path) -> Result<(), Errno> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

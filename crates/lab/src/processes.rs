@@ -170,6 +170,7 @@ pub(crate) fn kill_all(paths: &LabPaths) -> Vec<String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::spec::LabName;

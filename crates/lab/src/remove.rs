@@ -93,6 +93,7 @@ fn empty_directory(directory: &OwnedFd, path: &Path, depth: usize, problems: &mu
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use std::fs;

@@ -1,4 +1,5 @@
 //! The workloads through their own program: they see what is right, and they see what is wrong.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};

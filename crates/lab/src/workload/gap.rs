@@ -109,6 +109,7 @@ pub(crate) fn unix_ms(time: SystemTime) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -118,6 +118,7 @@ fn header(reader: &mut impl BufRead) -> io::Result<u64> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

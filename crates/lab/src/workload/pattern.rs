@@ -43,6 +43,7 @@ pub(crate) fn first_difference(seed: u64, position: u64, data: &[u8]) -> Option<
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

@@ -198,6 +198,7 @@ fn send(mut connection: TcpStream, state: &StreamState, health: &Health, chunk_b
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
