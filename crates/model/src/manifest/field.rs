@@ -149,7 +149,7 @@ impl<'a> Field<'a> {
         let value = self.text()?;
         match text::duration_ms(&value) {
             None => {
-                let unit = value.parse::<f64>().is_ok().then(|| format!("{value}s")).unwrap_or("1m30s".to_owned());
+                let unit = if value.parse::<f64>().is_ok() { format!("{value}s") } else { "1m30s".to_owned() };
                 self.error_hint(format!("{value:?} is not a duration"), format!("write it with its unit, as in {unit}"))
             }
             Some(ms) if !(least..=most).contains(&ms) => {

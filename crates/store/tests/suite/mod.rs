@@ -183,8 +183,8 @@ async fn watches(store: &dyn Store) {
     let mut middle = store.watch("w/", Revision(r + 1)).await.unwrap();
     put(store, "w/c", "new").await;
     let last = format!("{} put w/c=new", r + 3);
-    assert_eq!(lines(&mut late, 5).await, [&first[..], &[last.clone()]].concat());
-    assert_eq!(lines(&mut middle, 3).await, [&first[2..], &[last.clone()]].concat());
+    assert_eq!(lines(&mut late, 5).await, [&first[..], std::slice::from_ref(&last)].concat());
+    assert_eq!(lines(&mut middle, 3).await, [&first[2..], std::slice::from_ref(&last)].concat());
     assert_eq!(lines(&mut early, 1).await, [last]);
     // From the future: nothing before that revision.
     let mut future = store.watch("w/", Revision(r + 6)).await.unwrap();
