@@ -197,11 +197,7 @@ impl<'a> Unpacker<'a> {
         }
         self.clear(parent, name, Kind::HardLink).map_err(io)?;
         // Without AT_SYMLINK_FOLLOW: a link to a symbolic link is one to the link itself.
-        match fs::linkat(&from, last, parent, name, AtFlags::empty()) {
-            // The target lay in the directory that the link replaced.
-            Err(Errno::NOENT) => Err(missing()),
-            result => result.map_err(io),
-        }
+        fs::linkat(&from, last, parent, name, AtFlags::empty()).map_err(io)
     }
 
     fn file<R: Skip>(&mut self, parent: &OwnedFd, name: &[u8], entry: &Entry, archive: &mut TarReader<R>) -> Result<(), UnpackError> {
