@@ -147,7 +147,7 @@ impl Job<'_> {
     /// All layers, or the first error once none of them is being worked on any more.
     async fn layers(&self, layers: &[Descriptor], diff_ids: &[Digest]) -> Result<(), PullError> {
         let (stop, stopped) = watch::channel(false);
-        let work = layers.iter().zip(diff_ids).map(|(layer, diff_id)| self.layer(layer, *diff_id, stopped.clone()));
+        let work: Vec<_> = layers.iter().zip(diff_ids).map(|(layer, diff_id)| self.layer(layer, *diff_id, stopped.clone())).collect();
         let mut running = futures_util::stream::iter(work).buffer_unordered(MAX_PARALLEL_LAYERS);
         let mut first = None;
         while let Some(result) = running.next().await {
@@ -164,7 +164,7 @@ impl Job<'_> {
             let ready = self.turn(diff_id);
             tokio::select! {
                 biased;
-                _ = stopped.wait_for(|stop| *stop) => return Err(PullError::Stopped { image: self.image.into() }),
+                () = stop_asked(&mut stopped) => return Err(PullError::Stopped { image: self.image.into() }),
                 ready = ready => ready,
             }
         };
@@ -192,7 +192,7 @@ impl Job<'_> {
                     }
                     Err(_) => break unpacking.await,
                 },
-                _ = stopped.wait_for(|stop| *stop) => {
+                () = stop_asked(&mut stopped) => {
                     // The end of the feeding wakes the reader, which then sees that nobody listens.
                     drop(seen);
                     drop(feeding);
@@ -215,6 +215,11 @@ impl Job<'_> {
         // Never closed.
         (guard, Arc::clone(&self.store.slots).acquire_owned().await.ok())
     }
+}
+
+/// Returns when the pull is to stop. A function, so that no guard of the value is held meanwhile.
+async fn stop_asked(stopped: &mut watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stop| *stop).await;
 }
 
 fn unpack_layer(store: &Inner, source: Counted, expected: Expected, limits: Limits) -> Result<(), UnpackError> {
