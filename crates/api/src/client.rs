@@ -54,7 +54,8 @@ impl Client {
         Self { address, tls: None }
     }
 
-    /// The certificate to show, and the authority to trust, for addresses that begin with `https`.
+    /// The certificate to show, and the authority to trust, for addresses that begin with `https`: see
+    /// [`crate::tls::client_config`].
     pub fn with_tls(mut self, config: Arc<rustls::ClientConfig>) -> Self {
         self.tls = Some(config);
         self

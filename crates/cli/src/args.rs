@@ -1,5 +1,7 @@
 //! The command line. Each verb's own arguments are next to the verb.
 
+use std::path::PathBuf;
+
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::verbs;
@@ -24,6 +26,9 @@ pub struct Global {
     /// The controller of a lab on this machine [env: GODWIT_LAB]
     #[arg(long, global = true, value_name = "NAME")]
     pub lab: Option<String>,
+    /// Where identity.crt, identity.key and ca.crt are, for https [env: GODWIT_IDENTITY]
+    #[arg(long, global = true, value_name = "DIRECTORY")]
+    pub identity: Option<PathBuf>,
     /// How data is written to standard output
     #[arg(long, global = true, value_enum, default_value_t = Output::Table, value_name = "FORMAT")]
     pub output: Output,
@@ -35,11 +40,10 @@ pub struct Global {
     pub verbose: u8,
 }
 
+/// A table is for people; JSON has the API's own types, one value each line where it is a stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people
     Table,
-    /// For programs: the API's own types; streams have one value each line
     Json,
 }
 
@@ -73,6 +77,8 @@ pub enum Verb {
     /// Many hosts on this machine: up, down, list, exec, kill, start, cut, restore, rate
     #[command(subcommand)]
     Lab(verbs::lab::LabVerb),
+    #[command(hide = true)]
+    Keeper(verbs::keeper::KeeperArgs),
     /// Show the versions of this program and of the controller
     Version,
 }

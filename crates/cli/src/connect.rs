@@ -3,9 +3,11 @@
 use std::env;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
 use godwit_api::client::{Address, Client};
+use godwit_api::tls::{Identity, client_config};
 use godwit_lab::{LabName, LabPaths};
 
 use crate::args::Global;
@@ -17,7 +19,21 @@ pub const SYSTEM_SOCKET: &str = "/run/godwit/api.sock";
 
 /// The client of the controller that flags, environment variables, or what runs here name, in this order.
 pub fn client(global: &Global) -> Result<Client> {
-    address(global).map(Client::new)
+    let address = address(global)?;
+    let over_tls = matches!(address, Address::Https { .. });
+    let client = Client::new(address);
+    let directory = global.identity.clone().or_else(|| env::var_os("GODWIT_IDENTITY").map(PathBuf::from));
+    match directory {
+        Some(directory) if over_tls => {
+            let identity = Identity::load(&directory)?.ok_or_else(|| {
+                Failure::new(format!("there is no identity.crt in {}", directory.display()))
+                    .hint("the controller keeps an identity for people in its state directory")
+            })?;
+            Ok(client.with_tls(Arc::new(client_config(&identity)?)))
+        }
+        // Without one the client says that it is missing.
+        _ => Ok(client),
+    }
 }
 
 fn address(global: &Global) -> Result<Address> {

@@ -22,10 +22,8 @@ use crate::args::Cli;
 use crate::printer::Printer;
 
 fn main() -> ExitCode {
-    // Nothing above this line of a verb that must not find threads (keeper, lab exec) may start one.
     let cli = Cli::parse();
     let printer = Printer::new(&cli.global);
-    printer.start_tracing(cli.global.verbose);
     match verbs::run(cli, &printer) {
         Ok(code) => ExitCode::from(code),
         Err(error) => failure::report(&printer, &error),

@@ -70,7 +70,7 @@ impl Printer {
     }
 
     /// One value, readable.
-    pub fn json(&self, value: &impl Serialize) -> Result<()> {
+    pub fn json(&self, value: &(impl Serialize + ?Sized)) -> Result<()> {
         Ok(self.data(serde_json::to_string_pretty(value)?)?)
     }
 
@@ -79,9 +79,15 @@ impl Printer {
         Ok(self.data(serde_json::to_string(value)?)?)
     }
 
-    /// The value as JSON if that is asked for; else what `text` makes of it.
-    pub fn value<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
-        if self.is_json() { self.json(value) } else { Ok(self.data(text(value))?) }
+    /// The value as JSON if that is asked for; else what `text` makes of it, if anything.
+    pub fn value<T: Serialize + ?Sized>(&self, value: &T, text: impl FnOnce(&T) -> String) -> Result<()> {
+        if self.is_json() {
+            return self.json(value);
+        }
+        match text(value) {
+            text if text.is_empty() => Ok(()),
+            text => Ok(self.data(text)?),
+        }
     }
 
     /// Tells the person something; nothing with `--quiet`.
@@ -120,10 +126,11 @@ impl Printer {
         (self.stderr_is_terminal && !self.quiet).then(|| self.bars.add(ProgressBar::no_length()))
     }
 
-    /// What the program does, on standard error: warnings, more with `-v`; `GODWIT_LOG` takes a filter as
-    /// tracing-subscriber writes them.
-    pub fn start_tracing(&self, verbose: u8) {
+    /// What the program does, on standard error: warnings, more with `-v`, and what a daemon does also without;
+    /// `GODWIT_LOG` takes a filter as tracing-subscriber writes them.
+    pub fn start_tracing(&self, verbose: u8, is_daemon: bool) {
         let level = match verbose {
+            0 if is_daemon => "warn,godwit=info",
             0 => "warn",
             1 => "warn,godwit=debug",
             _ => "trace",

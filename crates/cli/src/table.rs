@@ -5,11 +5,14 @@ use comfy_table::{ContentArrangement, Table};
 
 use crate::printer::Printer;
 
-/// A table with a head line; rows have as many cells as the head.
+/// A table with a head line; rows have as many cells as the head. Nothing at all without rows.
 pub fn table(printer: &Printer, head: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = empty(printer);
     table.set_header(head.to_vec());
     table.add_rows(rows);
+    if table.is_empty() {
+        return String::new();
+    }
     let mut lines = finish(&mut table);
     if let Some(first) = lines.first_mut() {
         *first = printer.bold(first);

@@ -29,7 +29,7 @@ pub enum ClientError {
         after_ms: u64,
     },
     /// An `https` address without a certificate to show.
-    #[error("{address} needs a client certificate; give certificate, key and authority")]
+    #[error("{address} needs a client certificate")]
     NoCertificate {
         /// Where.
         address: Address,
@@ -88,7 +88,10 @@ impl ClientError {
                  `--controller ADDRESS` choose another controller"
                     .to_owned(),
             ),
-            Self::NoCertificate { .. } => Some("`--tls-cert`, `--tls-key` and `--tls-ca` name the files".to_owned()),
+            Self::NoCertificate { .. } => Some(
+                "`--identity DIRECTORY` names where it is; the controller keeps one for people in its state directory"
+                    .to_owned(),
+            ),
             Self::Api { body, .. } => body.hint.clone(),
             Self::Broken { .. } | Self::NotJson { .. } | Self::Encode { .. } | Self::Protocol { .. } => None,
         }

@@ -11,7 +11,6 @@ use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use rustls_pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::JoinHandle;
@@ -20,6 +19,7 @@ use tokio_rustls::TlsConnector;
 use super::CONNECT_TIMEOUT_MS;
 use super::address::Address;
 use super::error::ClientError;
+use crate::tls::controller_server_name;
 
 /// An answer whose body is still to be read.
 pub(super) struct Answer {
@@ -46,11 +46,9 @@ async fn dial(address: &Address, tls: Option<&Arc<rustls::ClientConfig>>) -> Res
         Address::Unix(path) => Ok(Box::new(UnixStream::connect(path).await.map_err(failed)?)),
         Address::Https { host, port } => {
             let config = tls.ok_or_else(|| ClientError::NoCertificate { address: address.clone() })?;
-            let name = ServerName::try_from(host.clone())
-                .map_err(|e| failed(io::Error::new(io::ErrorKind::InvalidInput, e)))?;
             let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(failed)?;
             stream.set_nodelay(true).map_err(failed)?;
-            let stream = TlsConnector::from(config.clone()).connect(name, stream).await.map_err(failed)?;
+            let stream = TlsConnector::from(config.clone()).connect(controller_server_name(), stream).await.map_err(failed)?;
             Ok(Box::new(stream))
         }
     }

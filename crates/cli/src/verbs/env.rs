@@ -23,9 +23,13 @@ pub enum EnvVerb {
     #[command(visible_alias = "ls")]
     List,
     /// Show an environment with its layers and containers
-    Show { env: EnvName },
+    Show {
+        /// As `godwit env list` shows it
+        env: EnvName,
+    },
     /// Remove an environment with its containers, their files and volumes
     Delete {
+        /// As `godwit env list` shows it
         env: EnvName,
         /// Do not ask
         #[arg(short, long)]

@@ -19,7 +19,10 @@ pub enum HostVerb {
     #[command(visible_alias = "ls")]
     List,
     /// Show everything about a host
-    Show { host: HostName },
+    Show {
+        /// As `godwit host list` shows it
+        host: HostName,
+    },
 }
 
 pub async fn run(client: &Client, printer: &Printer, verb: HostVerb) -> Result<u8> {

@@ -38,6 +38,7 @@ pub enum LabVerb {
     Exec {
         #[command(flatten)]
         which: Which,
+        /// h1, h2, …, ctl or client
         node: Node,
         /// The program and its arguments
         #[arg(required = true, trailing_var_arg = true, value_name = "COMMAND")]
@@ -62,7 +63,7 @@ pub enum LabVerb {
 
 #[derive(Debug, Args)]
 pub struct Which {
-    /// The lab; not needed where there is one
+    /// The lab's name; not needed where there is only one, or a new one shall be called lab
     #[arg(long, value_name = "NAME")]
     name: Option<LabName>,
 }

@@ -5,6 +5,7 @@ pub mod env;
 pub mod events;
 pub mod exec;
 pub mod host;
+pub mod keeper;
 pub mod lab;
 pub mod logs;
 pub mod migrate;
@@ -14,6 +15,7 @@ pub mod version;
 
 use anyhow::{Context, Result};
 use godwit_api::client::Client;
+use tokio::runtime::Builder;
 
 use crate::args::{Cli, Global, Verb};
 use crate::connect;
@@ -22,19 +24,23 @@ use crate::printer::Printer;
 /// The exit code of a program whose verb did what it was asked for.
 pub const DONE: u8 = 0;
 
-/// Runs the verb; returns the exit code.
+/// Runs the verb; returns the exit code. No thread exists yet: the keeper and `lab exec` need that.
 pub fn run(cli: Cli, printer: &Printer) -> Result<u8> {
-    // Verbs that must be the only thread of their process, or that need no controller, come first.
     let Cli { global, verb } = cli;
-    let verb = match verb {
-        Verb::Lab(verb) => return lab::run(&global, printer, verb),
-        verb => verb,
-    };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start: the system refuses epoll or a timer")?;
-    let code = runtime.block_on(ask(&global, verb, printer));
+    if let Verb::Keeper(args) = &verb {
+        return Ok(keeper::run(args));
+    }
+    let is_daemon = false;
+    printer.start_tracing(global.verbose, is_daemon);
+    match verb {
+        Verb::Lab(verb) => lab::run(&global, printer, verb),
+        verb => on_runtime(Builder::new_current_thread(), ask(&global, verb, printer)),
+    }
+}
+
+fn on_runtime(mut builder: Builder, work: impl Future<Output = Result<u8>>) -> Result<u8> {
+    let runtime = builder.enable_all().build().context("cannot start: the system refuses epoll or a thread")?;
+    let code = runtime.block_on(work);
     // A thread that still reads standard input is not waited for.
     runtime.shutdown_background();
     code
@@ -59,6 +65,6 @@ async fn ask(global: &Global, verb: Verb, printer: &Printer) -> Result<u8> {
         Verb::Move(verb) => moves::run(&client, printer, verb).await,
         Verb::Events(args) => events::run(&client, printer, args).await,
         // Run above.
-        Verb::Version | Verb::Lab(_) => Ok(DONE),
+        Verb::Version | Verb::Lab(_) | Verb::Keeper(_) => Ok(DONE),
     }
 }

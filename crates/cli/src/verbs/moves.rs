@@ -3,9 +3,8 @@
 use anyhow::Result;
 use clap::Subcommand;
 use godwit_api::client::Client;
-use godwit_model::MoveId;
 use godwit_model::migration::{DowntimePart, Move, Outcome, Summary};
-use godwit_model::Bytes;
+use godwit_model::{Bytes, MoveId};
 
 use super::DONE;
 use crate::human;
@@ -18,9 +17,15 @@ pub enum MoveVerb {
     #[command(visible_alias = "ls")]
     List,
     /// Show a move
-    Show { id: MoveId },
+    Show {
+        /// As `godwit move list` shows it
+        id: MoveId,
+    },
     /// Give a move up; the container runs on where it is
-    Cancel { id: MoveId },
+    Cancel {
+        /// As `godwit move list` shows it
+        id: MoveId,
+    },
 }
 
 pub async fn run(client: &Client, printer: &Printer, verb: MoveVerb) -> Result<u8> {
@@ -73,32 +78,35 @@ fn state(one: &Move) -> String {
 }
 
 fn show(printer: &Printer, one: &Move) -> String {
-    let mut rows = vec![
+    let mut rows: Vec<(String, String)> = [
         ("move", one.id.to_string()),
         ("container", one.name.to_string()),
         ("from", one.from.to_string()),
         ("to", one.to.to_string()),
         ("requested", human::date_time(one.requested_at_ms)),
         ("state", state(one)),
-    ];
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into();
+    let mut more = |name: &str, value: String| rows.push((name.to_owned(), value));
     if let Outcome::Failed { phase, reason } = &one.outcome {
-        rows.push(("failed in", phase.to_string()));
-        rows.push(("because", reason.clone()));
+        more("failed in", phase.to_string());
+        more("because", reason.clone());
     }
     if one.summary.is_none() {
-        rows.push(("sent", format!("{} of {}", Bytes(one.progress.bytes_sent), Bytes(one.progress.bytes_total))));
-        rows.push(("rounds", one.progress.rounds.to_string()));
+        more("sent", format!("{} of {}", Bytes(one.progress.bytes_sent), Bytes(one.progress.bytes_total)));
+        more("rounds", one.progress.rounds.to_string());
     }
-    let mut text = pairs(printer, rows);
-    if let Some(summary) = &one.summary {
-        text.push('\n');
-        text.push_str(&cost(printer, summary));
-    }
-    text
+    rows.extend(one.summary.iter().flat_map(cost_rows));
+    pairs(printer, rows)
 }
 
 /// What a move cost: total time, downtime with its parts in their order, bytes, rounds.
 pub fn cost(printer: &Printer, summary: &Summary) -> String {
+    pairs(printer, cost_rows(summary))
+}
+
+fn cost_rows(summary: &Summary) -> Vec<(String, String)> {
     let mut rows = vec![
         ("total time".to_owned(), human::millis(summary.total_ms)),
         ("downtime".to_owned(), human::millis(summary.downtime_ms)),
@@ -109,5 +117,5 @@ pub fn cost(printer: &Printer, summary: &Summary) -> String {
     rows.push(("sent".to_owned(), format!("{} (memory {memory}, files {files})", Bytes(summary.bytes_sent))));
     rows.push(("rounds".to_owned(), summary.rounds.to_string()));
     rows.push(("frames parked".to_owned(), summary.frames_parked.to_string()));
-    pairs(printer, rows)
+    rows
 }

@@ -56,7 +56,7 @@ pub async fn run(client: &Client, printer: &Printer, args: PsArgs) -> Result<u8>
 
 /// The table, and below it a line for each container there is something to say about.
 pub fn list(printer: &Printer, containers: &[ContainerView]) -> String {
-    let head = ["CONTAINER", "HOST", "STATE", "ADDRESS", "MEMORY", "UP", "RESTARTS", "MOVABLE"];
+    let head = ["CONTAINER", "HOST", "STATE", "ADDRESS", "MEMORY", "UP", "MOVABLE"];
     let rows = containers.iter().map(|c| {
         let status = c.status.as_ref();
         let up = status.filter(|s| s.pid.is_some()).and_then(|s| s.started_at_ms);
@@ -67,7 +67,6 @@ pub fn list(printer: &Printer, containers: &[ContainerView]) -> String {
             c.address.to_string(),
             human::or_dash(status.and_then(|s| s.memory)),
             human::or_dash(up.map(human::since)),
-            human::or_dash(status.map(|s| s.restarts)),
             human::or_dash(status.map(|s| if s.movable.yes() { "yes" } else { "no" })),
         ]
     });
@@ -99,6 +98,9 @@ fn notes(container: &ContainerView) -> Vec<String> {
             let why = if exit.oom_killed { ", out of memory" } else { "" };
             format!("{name}: ended with exit code {}{why}, {} ago", exit.code, human::since(exit.finished_at_ms))
         }));
+        if status.restarts > 0 {
+            notes.push(format!("{name}: restarted {}", human::count(status.restarts as usize, "time")));
+        }
         notes.extend(status.movable.because.iter().map(|because| format!("{name}: not movable: {because}")));
     }
     notes

@@ -28,7 +28,7 @@ impl Progress {
         let bar = printer.bar();
         if let Some(bar) = &bar {
             bar.set_style(style());
-            bar.set_prefix(format!("{} {} → {}", begun.name, begun.from, begun.to));
+            bar.set_prefix(format!("{} → {}", begun.name, begun.to));
             bar.enable_steady_tick(Duration::from_millis(TICK_MS));
         }
         let mut progress = Self { printer: printer.clone(), bar, rate: Rate::default(), last_line: None };
@@ -75,16 +75,17 @@ impl Progress {
 
     fn numbers(&self, one: &Move) -> String {
         let progress = &one.progress;
-        if progress.bytes_total == 0 && progress.bytes_sent == 0 {
+        let nothing_yet = progress.bytes_total == 0 && progress.bytes_sent == 0;
+        if nothing_yet || one.phase < Phase::Copy {
             return String::new();
         }
-        let mut text = format!("{} of {}", Bytes(progress.bytes_sent), Bytes(progress.bytes_total));
-        if one.phase == Phase::Copy {
-            text.push_str(&format!(", round {}", progress.rounds.max(1)));
-        }
+        let mut text = format!("{} / {}", Bytes(progress.bytes_sent), Bytes(progress.bytes_total));
         if let Some(rate) = self.rate.text() {
             text.push_str(", ");
             text.push_str(&rate);
+        }
+        if one.phase == Phase::Copy {
+            text.push_str(&format!(", round {}", progress.rounds.max(1)));
         }
         text
     }
@@ -96,9 +97,12 @@ impl Drop for Progress {
     }
 }
 
+/// Fits 80 columns with names of usual length; the last part is cut where there is less room.
+const TEMPLATE: &str = "{prefix}  [{bar:12}]  {wide_msg}";
+
 fn style() -> ProgressStyle {
     // The template is a constant: that it is one is what the test below checks.
-    ProgressStyle::with_template("{prefix}  [{bar:20}]  {msg}")
+    ProgressStyle::with_template(TEMPLATE)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ")
 }
@@ -133,7 +137,7 @@ mod tests {
 
     #[test]
     fn the_template_is_one() {
-        assert!(ProgressStyle::with_template("{prefix}  [{bar:20}]  {msg}").is_ok());
+        assert!(ProgressStyle::with_template(TEMPLATE).is_ok());
     }
 
     #[test]
