@@ -1,0 +1,199 @@
+//! Receiving a container that was frozen and dumped on another host: the keeper starts CRIU, so
+//! the restored pid 1 is the keeper's child, and stops CRIU twice to hear the agent's word: when
+//! the network namespace is there, and when everything is restored and nothing runs.
+
+use std::fs::File;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+use godwit_criu::{
+    CgroupRoot, Criu, Ends, ExternalMount, Message, PassedFd, RestoreOptions, Session, StdioPipe,
+};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::launch::{OutputPipes, output_pipes};
+use super::protocol::{Event, Reply, RestoreSpec};
+use super::run::{Init, Keeper};
+use super::state::{Phase, unix_ms_now};
+use super::{chain, note};
+use crate::cgroup::Cgroup;
+use crate::mounts;
+use crate::sys;
+
+// Numbers under which criu finds what it is given.
+const IMAGES_FD: i32 = 10;
+const WORK_FD: i32 = 11;
+const STDOUT_FD: i32 = 12;
+const STDERR_FD: i32 = 13;
+
+/// CRIU at work for this container.
+pub struct Restoring {
+    session: Session,
+    output: Option<OutputPipes>,
+    cgroup: Cgroup,
+    /// CRIU stands at a point where the agent has to speak.
+    waiting: bool,
+}
+
+impl Restoring {
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        // The socket closes only when the session is dropped.
+        #[allow(clippy::expect_used)]
+        self.session.fd().expect("the session is open while it is held")
+    }
+
+    /// A child has been waited for; it may have been criu.
+    pub fn reaped(&mut self, pid: u32) {
+        if self.session.pid() == pid {
+            self.session.reaped();
+        }
+    }
+}
+
+impl Keeper {
+    pub(super) fn restore(&mut self, from: &RestoreSpec) -> Result<Reply, String> {
+        if self.state.phase != Phase::New {
+            return Err(format!("the container is {:?} already", self.state.phase));
+        }
+        let restoring = self.start_criu(from)?;
+        self.restoring = Some(restoring);
+        self.state.phase = Phase::Restoring;
+        self.save_state();
+        Ok(Reply::Done)
+    }
+
+    fn start_criu(&self, from: &RestoreSpec) -> Result<Restoring, String> {
+        let text = |what: &'static str| move |e: std::io::Error| format!("cannot open the {what}: {e}");
+        mounts::prepare_sources(&self.dir, self.spec.id_base).map_err(|e| chain(&e))?;
+        let cgroup = Cgroup::create(&self.spec.cgroup_parent, &self.spec.id, &self.spec.resources)
+            .map_err(|e| chain(&e))?;
+        let (output, [stdout, stderr]) = output_pipes(&self.spec).map_err(|e| chain(&e))?;
+        let images: OwnedFd = File::open(&from.images_dir).map_err(text("images"))?.into();
+        let work: OwnedFd = File::open(&from.work_dir).map_err(text("work directory"))?.into();
+        let passed = [(IMAGES_FD, images), (WORK_FD, work), (STDOUT_FD, stdout), (STDERR_FD, stderr)]
+            .map(|(number, fd)| PassedFd { number, fd });
+        let criu = Criu::at(&from.criu).map_err(|e| chain(&e))?;
+        let pipe = |inode: Option<u64>, fd| inode.map(|inode| StdioPipe { inode, fd });
+        let options = RestoreOptions {
+            images_fd: IMAGES_FD,
+            work_fd: WORK_FD,
+            root: self.spec.rootfs.clone(),
+            external_mounts: mounts::external_mounts(&self.spec, &self.dir)
+                .into_iter()
+                .map(|m| ExternalMount { target: m.target_in_container, source: m.source_on_host })
+                .collect(),
+            stdio: [pipe(from.stdout_pipe, STDOUT_FD), pipe(from.stderr_pipe, STDERR_FD)]
+                .into_iter()
+                .flatten()
+                .collect(),
+            cgroups: cgroup_roots(&cgroup),
+        };
+        let session = Session::start(&criu, passed.into(), Ends::Killed).map_err(|e| chain(&e))?;
+        session.request_restore(&options).map_err(|e| chain(&e))?;
+        Ok(Restoring { session, output: Some(output), cgroup, waiting: false })
+    }
+
+    /// The agent's word at a point where CRIU stands.
+    pub(super) fn restore_proceed(&mut self, go_on: bool) -> Result<Reply, String> {
+        let restoring = self.restoring.as_mut().filter(|r| r.waiting);
+        let restoring = restoring.ok_or("no restore waits for a word")?;
+        restoring.waiting = false;
+        restoring.session.proceed(go_on).map_err(|e| chain(&e))?;
+        Ok(Reply::Done)
+    }
+
+    /// CRIU said something.
+    pub(super) fn hear_criu(&mut self) {
+        let Some(restoring) = &mut self.restoring else { return };
+        let heard = match restoring.session.receive() {
+            Ok(Message::Notify { script, pid }) => match (script.as_str(), pid) {
+                ("setup-namespaces", Some(pid)) => {
+                    restoring.waiting = true;
+                    self.tell(Event::RestoreNetwork { pid: pid.unsigned_abs() });
+                    Ok(())
+                }
+                ("post-restore", Some(pid)) => self.restored(pid.unsigned_abs()),
+                _ => restoring.session.proceed(true).map_err(|e| chain(&e)),
+            },
+            Ok(Message::Restored { pid }) => {
+                self.resumed(pid.unsigned_abs());
+                Ok(())
+            }
+            Ok(other) => Err(format!("criu said {other:?} in the middle of a restore")),
+            Err(error) => Err(chain(&error)),
+        };
+        if let Err(error) = heard {
+            note(&format!("the restore failed: {error}"));
+            self.give_up_restore();
+            self.tell(Event::RestoreFailed { error });
+        }
+    }
+
+    fn restored(&mut self, pid: u32) -> Result<(), String> {
+        let Some(restoring) = &mut self.restoring else { return Ok(()) };
+        let raw = Pid::from_raw(pid.cast_signed()).ok_or("criu named no process")?;
+        let pidfd = pidfd_open(raw, PidfdFlags::empty())
+            .map_err(|e| format!("cannot hold the restored process {pid}: {e}"))?;
+        restoring.waiting = true;
+        let cgroup = restoring.cgroup.clone();
+        if let Some(output) = restoring.output.take() {
+            self.state.stdout_pipe = Some(output.stdout_inode);
+            self.state.stderr_pipe = Some(output.stderr_inode);
+            self.output = [Some(output.stdout), Some(output.stderr)];
+        }
+        self.init = Some(Init { pid, pidfd, cgroup, sync: None });
+        self.state.phase = Phase::Restored;
+        self.state.pid = Some(pid);
+        self.state.pid_start_ticks = sys::start_time_ticks(pid).ok();
+        self.state.created_unix_ms = Some(unix_ms_now());
+        self.save_state();
+        self.tell(Event::Restored { pid });
+        Ok(())
+    }
+
+    fn resumed(&mut self, pid: u32) {
+        self.state.phase = Phase::Running;
+        self.state.started_unix_ms = Some(unix_ms_now());
+        self.tell(Event::Resumed { pid });
+        self.restoring = None;
+        self.save_state();
+    }
+
+    /// Ends CRIU and everything it has made of the container.
+    pub(super) fn give_up_restore(&mut self) {
+        let Some(restoring) = self.restoring.take() else { return };
+        let cgroup = restoring.cgroup.clone();
+        drop(restoring);
+        if let Err(error) = cgroup.kill_all() {
+            note(&format!("processes of a failed restore may be left: {}", chain(&error)));
+        }
+        if self.init.is_none() {
+            self.state.phase = Phase::New;
+            self.save_state();
+        }
+    }
+}
+
+/// Every hierarchy's place for the restored processes, instead of the places they had where they were dumped.
+fn cgroup_roots(cgroup: &Cgroup) -> Vec<CgroupRoot> {
+    let path = cgroup.path().to_owned();
+    let controllers = cgroup.version_1_controllers();
+    if controllers.is_empty() {
+        return vec![CgroupRoot { controller: None, path }];
+    }
+    controllers
+        .into_iter()
+        .map(|name| CgroupRoot { controller: Some(name), path: path.clone() })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_2_has_one_place_for_all() {
+        let hierarchies = crate::cgroup::Hierarchies::v2_at(std::path::Path::new("/x"));
+        let cgroup = Cgroup::open_in("/godwit/a", hierarchies).unwrap();
+        assert_eq!(cgroup_roots(&cgroup), [CgroupRoot { controller: None, path: "/godwit/a".into() }]);
+    }
+}
