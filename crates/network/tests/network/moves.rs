@@ -1,0 +1,1 @@
+use crate::lab::is_root; #[test] fn x() { is_root(); }
