@@ -14,4 +14,4 @@ mod session;
 
 pub use binary::{Criu, FindError, Version};
 pub use options::{CgroupRoot, DumpOptions, ExternalMount, PageServerOptions, RestoreOptions, StdioPipe};
-pub use session::{Message, PassedFd, Session, SessionError};
+pub use session::{Ends, Message, PassedFd, Session, SessionError};

@@ -94,10 +94,8 @@ pub struct Opts {
 pub mod request_type {
     pub const DUMP: i32 = 1;
     pub const RESTORE: i32 = 2;
-    pub const CHECK: i32 = 3;
     pub const PAGE_SERVER: i32 = 5;
     pub const NOTIFY: i32 = 6;
-    pub const VERSION: i32 = 10;
     pub const PAGE_SERVER_CHLD: i32 = 12;
     pub const WAIT_PID: i32 = 11;
 }

@@ -19,8 +19,6 @@ use crate::proto::{Request, Response, request_type};
 const MAX_PACKET_BYTES: usize = 1 << 20;
 /// The number of the session's socket inside the `criu swrk` process.
 const SOCKET_FD: RawFd = 3;
-/// Passed descriptors get numbers from here on.
-pub const FIRST_PASSED_FD: RawFd = 10;
 
 #[derive(Debug, Error)]
 pub enum SessionError {
@@ -65,12 +63,28 @@ pub enum Message {
 #[derive(Debug)]
 pub struct Session {
     child: Child,
-    socket: OwnedFd,
+    socket: Option<OwnedFd>,
+    ends: Ends,
 }
+
+/// How a session's process ends when the session is dropped before its work is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ends {
+    /// At once, also when the calling thread dies: for restores, whose half-made processes are worth nothing.
+    Killed,
+    /// By itself after its socket closes, so that CRIU takes its hands off the processes it holds; killed only after
+    /// [`UNDO_TIMEOUT_MS`]. For dumps: the dumped processes are to live on.
+    Undone,
+    /// Nothing to do: somebody else has reaped it.
+    Reaped,
+}
+
+/// How long CRIU may take to let go of a container, in milliseconds.
+pub const UNDO_TIMEOUT_MS: u64 = 10_000;
 
 impl Session {
     /// Starts `criu swrk`. With `rst_sibling` restores, restored processes become children of the calling process.
-    pub fn start(criu: &Criu, passed: Vec<PassedFd>) -> Result<Self, SessionError> {
+    pub fn start(criu: &Criu, passed: Vec<PassedFd>, ends: Ends) -> Result<Self, SessionError> {
         let start = |source| SessionError::Start { path: criu.path.display().to_string(), source };
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .map_err(|e| start(e.into()))?;
@@ -92,19 +106,34 @@ impl Session {
                         return Err(io::Error::last_os_error());
                     }
                 }
-                if nix::libc::prctl(nix::libc::PR_SET_PDEATHSIG, nix::libc::SIGKILL) < 0 {
+                let with_parent = ends == Ends::Killed;
+                if with_parent && nix::libc::prctl(nix::libc::PR_SET_PDEATHSIG, nix::libc::SIGKILL) < 0 {
                     return Err(io::Error::last_os_error());
                 }
                 Ok(())
             });
         }
         let child = command.spawn().map_err(start)?;
-        Ok(Self { child, socket: ours })
+        Ok(Self { child, socket: Some(ours), ends })
+    }
+
+    /// The process id of criu itself.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The caller has waited for criu's process itself: its id may be another's by now.
+    pub fn reaped(&mut self) {
+        self.ends = Ends::Reaped;
+    }
+
+    fn socket(&self) -> Result<BorrowedFd<'_>, SessionError> {
+        self.socket.as_ref().map(AsFd::as_fd).ok_or(SessionError::Ended)
     }
 
     /// To be polled for reading: readable means [`Session::receive`] will not block.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.as_fd()
+    pub fn fd(&self) -> Result<BorrowedFd<'_>, SessionError> {
+        self.socket()
     }
 
     pub fn request_dump(&self, options: &DumpOptions) -> Result<(), SessionError> {
@@ -130,7 +159,7 @@ impl Session {
     }
 
     fn send(&self, request: &Request) -> Result<(), SessionError> {
-        send(self.socket.as_raw_fd(), &request.encode_to_vec(), MsgFlags::MSG_NOSIGNAL)
+        send(self.socket()?.as_raw_fd(), &request.encode_to_vec(), MsgFlags::MSG_NOSIGNAL)
             .map(|_| ())
             .map_err(|source| SessionError::Socket { doing: "sending a request", source })
     }
@@ -138,7 +167,7 @@ impl Session {
     /// The next message; blocks until there is one. An unsuccessful answer is [`SessionError::Failed`].
     pub fn receive(&self) -> Result<Message, SessionError> {
         let mut buffer = vec![0; MAX_PACKET_BYTES];
-        let n = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty())
+        let n = recv(self.socket()?.as_raw_fd(), &mut buffer, MsgFlags::empty())
             .map_err(|source| SessionError::Socket { doing: "waiting for an answer", source })?;
         if n == 0 {
             return Err(SessionError::Ended);
@@ -167,7 +196,7 @@ impl Session {
         let deadline = Instant::now() + timeout;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let mut fds = [PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+            let mut fds = [PollFd::new(self.socket()?, PollFlags::POLLIN)];
             match poll(&mut fds, PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)) {
                 Ok(0) => return Err(SessionError::TimedOut { seconds: timeout.as_secs() }),
                 Ok(_) => return self.receive(),
@@ -180,9 +209,30 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        // Errors mean that it has ended already, which is what is wanted.
+        // Errors below mean that the process has ended already, which is what is wanted.
+        self.socket = None;
+        match self.ends {
+            Ends::Reaped => return,
+            Ends::Killed => {}
+            Ends::Undone => {
+                if let Ok(Some(_)) = self.wait_within(Duration::from_millis(UNDO_TIMEOUT_MS)) {
+                    return;
+                }
+            }
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+impl Session {
+    /// The process's end, waited for by its pidfd.
+    fn wait_within(&mut self, limit: Duration) -> io::Result<Option<std::process::ExitStatus>> {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let pidfd = rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty())?;
+        let mut fds = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+        let _ = poll(&mut fds, PollTimeout::try_from(limit).unwrap_or(PollTimeout::MAX));
+        self.child.try_wait()
     }
 }
 

@@ -1,0 +1,110 @@
+//! The dump of a frozen container: CRIU by RPC, pages into a socket, the rest into files.
+
+use std::fs::{DirBuilder, File};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use godwit_api::types::ErrorBody;
+use godwit_container::{Cgroup, LaunchSpec, RootFs, external_mounts, remove_dir_all_no_xdev};
+use godwit_criu::{Criu, DumpOptions, Ends, ExternalMount, Message, PassedFd, Session};
+use godwit_model::MoveId;
+
+use crate::host::Host;
+
+const IMAGES_FD: i32 = 10;
+const WORK_FD: i32 = 11;
+const PAGES_FD: i32 = 12;
+/// A dump, memory included, takes at most this long, in milliseconds.
+const DUMP_TIMEOUT_MS: u64 = 600_000;
+/// Lines of CRIU's log that are told with an error.
+const LOG_LINES: usize = 6;
+
+/// CRIU's directories for one move, on a tmpfs.
+#[derive(Debug, Clone)]
+pub struct WorkDirs {
+    pub top: PathBuf,
+    pub images: PathBuf,
+    pub work: PathBuf,
+}
+
+impl WorkDirs {
+    /// Readable by the container's own processes: they open images themselves during a restore.
+    pub fn make(host: &Host, id: &MoveId) -> Result<Self, std::io::Error> {
+        let top = host.config.moves_dir().join(id.as_str());
+        let dirs = Self { images: top.join("images"), work: top.join("work"), top };
+        for path in [&dirs.top, &dirs.images, &dirs.work] {
+            DirBuilder::new().mode(0o755).recursive(true).create(path)?;
+        }
+        Ok(dirs)
+    }
+
+    /// Removes everything, unmounting first what CRIU may have left.
+    pub fn remove(&self) -> Result<(), String> {
+        if !self.top.exists() {
+            return Ok(());
+        }
+        RootFs { layers: Vec::new(), dir: self.top.clone() }.unmount().map_err(|e| ErrorBody::from_chain(&e).one_line())?;
+        remove_dir_all_no_xdev(&self.top).map_err(|e| ErrorBody::from_chain(&e).one_line())
+    }
+
+    /// The errors in one of CRIU's logs, for a message.
+    pub fn errors_of(&self, log: &str) -> String {
+        let text = std::fs::read_to_string(self.work.join(log)).unwrap_or_default();
+        let errors: Vec<&str> = text.lines().filter(|l| l.contains("Error") || l.contains("rror (")).collect();
+        errors[errors.len().saturating_sub(LOG_LINES)..].join("; ")
+    }
+}
+
+/// Dumps and leaves everything as it was: frozen. Blocks.
+pub fn dump(
+    criu: &Criu,
+    dirs: &WorkDirs,
+    container_dir: &Path,
+    launch: &LaunchSpec,
+    cgroup: &Cgroup,
+    pid: u32,
+    pages: OwnedFd,
+) -> Result<(), ErrorBody> {
+    let open = |path: &Path| {
+        File::open(path).map(OwnedFd::from).map_err(|e| ErrorBody::new(format!("cannot open {}: {e}", path.display())))
+    };
+    let freezer = cgroup.freezer_directory().ok_or_else(|| ErrorBody::new("this host has no freezer cgroup"))?;
+    let options = DumpOptions {
+        pid: pid.cast_signed(),
+        images_fd: IMAGES_FD,
+        work_fd: WORK_FD,
+        freeze_cgroup: freezer,
+        external_mounts: external_mounts(launch, container_dir)
+            .into_iter()
+            .map(|m| ExternalMount { target: m.target_in_container, source: m.source_on_host })
+            .collect(),
+        root: launch.rootfs.clone(),
+        page_server_fd: Some(PAGES_FD),
+    };
+    let passed = vec![
+        PassedFd { number: IMAGES_FD, fd: open(&dirs.images)? },
+        PassedFd { number: WORK_FD, fd: open(&dirs.work)? },
+        PassedFd { number: PAGES_FD, fd: pages },
+    ];
+    let session = Session::start(criu, passed, Ends::Undone).map_err(|e| ErrorBody::from_chain(&e))?;
+    let run = || -> Result<(), godwit_criu::SessionError> {
+        session.request_dump(&options)?;
+        loop {
+            match session.receive_within(Duration::from_millis(DUMP_TIMEOUT_MS))? {
+                Message::Notify { .. } => session.proceed(true)?,
+                Message::Dumped => return Ok(()),
+                other => tracing::warn!(?other, "criu said something odd in the middle of a dump"),
+            }
+        }
+    };
+    run().map_err(|e| {
+        let mut error = ErrorBody::from_chain(&e);
+        let said = dirs.errors_of("dump.log");
+        if !said.is_empty() {
+            error.causes.push(said);
+        }
+        error
+    })
+}

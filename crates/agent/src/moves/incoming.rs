@@ -1,0 +1,507 @@
+//! Taking a container in: the agent's part of the destination's side.
+//!
+//! Nothing in it runs before the store names this host as its owner. Until then every error, and every word of the
+//! controller that the move is off, unmakes all of it.
+
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use godwit_api::link::{Assignment, FromAgent, Reply};
+use godwit_api::types::ErrorBody;
+use godwit_container::keeper::protocol::{Event, Reply as Said, Request, RestoreSpec};
+use godwit_container::keeper::state::Phase as KeeperPhase;
+use godwit_container::spec::BindMount;
+use godwit_container::LaunchSpec;
+use godwit_criu::{Ends, Message, PageServerOptions, PassedFd, Session};
+use godwit_image::Image;
+use godwit_migrate::destination::Landing;
+use godwit_migrate::source::PartError;
+use godwit_migrate::wire::Final;
+use godwit_migrate::{Received, receive};
+use godwit_model::container::ContainerSpec;
+use godwit_model::event::EventKind;
+use godwit_model::migration::{DowntimePart, Phase};
+use godwit_model::{Generation, HostName, MoveId};
+use godwit_network::Parking;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
+
+use super::dump::WorkDirs;
+use super::{Detail, ROOT_TREE, volume_tree};
+use crate::host::{Host, locked};
+use crate::keeper::Keeper;
+use crate::task::{self, Live, Record, container_dir, volumes_dir};
+use crate::translate;
+
+/// CRIU comes to each of its stops within this time, in milliseconds.
+const RESTORE_TIMEOUT_MS: u64 = 120_000;
+/// The page server ends after the last page within this time, in milliseconds.
+const PAGES_TIMEOUT_MS: u64 = 60_000;
+const IMAGES_FD: i32 = 10;
+const WORK_FD: i32 = 11;
+const PAGES_FD: i32 = 12;
+
+/// One container on its way in.
+pub struct Incoming {
+    pub id: MoveId,
+    pub spec: ContainerSpec,
+    pub generation: Generation,
+    pub from: HostName,
+    stage: tokio::sync::Mutex<Stage>,
+}
+
+enum Stage {
+    /// Everything is ready for the stream.
+    Ready(Box<Ready>),
+    /// The stream runs in this task.
+    Receiving(JoinHandle<()>),
+    /// Restored; waits for the store's word.
+    Held(Box<Held>),
+    /// Became a task, or was unmade.
+    Over,
+}
+
+struct Ready {
+    image: Image,
+    parking: Parking,
+    dirs: WorkDirs,
+}
+
+struct Held {
+    live: Live,
+    parking: Option<Parking>,
+    dirs: Option<WorkDirs>,
+    record: Record,
+    started_at_ms: Option<u64>,
+}
+
+fn chain<E: std::error::Error + 'static>(e: E) -> ErrorBody {
+    ErrorBody::from_chain(&e)
+}
+
+impl Incoming {
+    /// Gets everything ready: image, directories, addresses; frames for the container are parked from here on.
+    pub async fn prepare(
+        host: &Arc<Host>,
+        id: MoveId,
+        spec: ContainerSpec,
+        generation: Generation,
+        from: HostName,
+    ) -> Result<(), ErrorBody> {
+        if locked(&host.incoming).contains_key(&id) {
+            return Ok(());
+        }
+        host.criu.as_ref().ok_or_else(|| ErrorBody::new("this host has no usable CRIU"))?;
+        if locked(&host.tasks).contains_key(&spec.id) {
+            return Err(ErrorBody::new(format!("container {} is on this host already", spec.name)));
+        }
+        host.apply_network().await.map_err(ErrorBody::new)?;
+        let record = Record {
+            spec: spec.clone(),
+            generation,
+            start_count: 0,
+            image_digest: None,
+            restarts: 0,
+            incoming: Some(id.clone()),
+            outgoing: None,
+        };
+        let image = task::ensure_image(host, &spec).await?;
+        let made = make_directories(host, &spec, &record)
+            .map_err(|e| ErrorBody::new(format!("the container's directories could not be made: {e}")));
+        let ready = match made {
+            Ok(()) => prepare_rest(host, &id, &spec, image).await,
+            Err(error) => Err(error),
+        };
+        match ready {
+            Ok(ready) => {
+                let incoming = Self { id: id.clone(), spec, generation, from, stage: tokio::sync::Mutex::new(Stage::Ready(Box::new(ready))) };
+                locked(&host.incoming).insert(id, Arc::new(incoming));
+                Ok(())
+            }
+            Err(error) => {
+                let volumes = volumes_dir(host, &spec.name);
+                task::unmake(host, &spec.id, Some(volumes)).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// The store names this host as owner: everything runs from here on.
+    pub async fn activate(self: &Arc<Self>, host: &Arc<Host>, generation: Generation) -> Result<Reply, ErrorBody> {
+        let mut stage = self.stage.lock().await;
+        if let Stage::Over = *stage {
+            return if locked(&host.tasks).contains_key(&self.spec.id) {
+                Ok(Reply::Activated { activate_ms: 0.0, frames_parked: 0 })
+            } else {
+                Err(ErrorBody::new(format!("move {} was unmade on this host", self.id)))
+            };
+        }
+        if !matches!(*stage, Stage::Held(_)) {
+            return Err(ErrorBody::new(format!("container {} has not arrived yet", self.spec.name)));
+        }
+        let Stage::Held(mut held) = std::mem::replace(&mut *stage, Stage::Over) else {
+            return Err(ErrorBody::new("the move is over"));
+        };
+        let begun = Instant::now();
+        let result = resume(&mut held).await;
+        let activate_ms = begun.elapsed().as_secs_f64() * 1e3;
+        let frames_parked = match held.parking.take() {
+            Some(parking) => parking.deliver().await.map(|d| d.frames).map_err(chain),
+            None => Ok(0),
+        };
+        held.record.incoming = None;
+        held.record.generation = generation;
+        if let Err(error) = held.record.save(&container_dir(host, &self.spec.id)) {
+            tracing::error!(error = ErrorBody::from_chain(&error).one_line(), "the container's record is stale");
+        }
+        let assignment =
+            Assignment { spec: self.spec.clone(), generation, run: true, start_count: held.record.start_count };
+        let Held { live, dirs, record, started_at_ms, .. } = *held;
+        task::spawn_live(host, assignment, live, record);
+        if let Some(task) = locked(&host.tasks).get(&self.spec.id) {
+            locked(&task.shared.status).started_at_ms = started_at_ms;
+        }
+        locked(&host.incoming).remove(&self.id);
+        host.changed.notify_one();
+        if let Some(dirs) = dirs {
+            tokio::task::spawn_blocking(move || {
+                if let Err(error) = dirs.remove() {
+                    tracing::error!(%error, "a move's working files are left behind");
+                }
+            });
+        }
+        // The container is ours by the store's word whatever happened above: a restore that failed at the very end is
+        // a container that ended, and its task starts it again by its restart policy.
+        result?;
+        let frames_parked = frames_parked.unwrap_or_else(|error| {
+            tracing::error!(error = error.one_line(), "parked frames were not delivered; peers will send them again");
+            0
+        });
+        Ok(Reply::Activated { activate_ms, frames_parked })
+    }
+
+    /// Unmakes everything; nothing of it has run.
+    pub async fn discard(self: &Arc<Self>, host: &Arc<Host>, reason: &str) {
+        // A stream at work holds no lock while it waits; it is stopped first.
+        let mut stage = self.stage.lock().await;
+        match std::mem::replace(&mut *stage, Stage::Over) {
+            Stage::Over => return,
+            Stage::Receiving(worker) => {
+                worker.abort();
+                let _ = worker.await;
+            }
+            Stage::Ready(_) | Stage::Held(_) => {}
+        }
+        tracing::info!(container = %self.spec.name, id = %self.id, reason, "an arriving container is unmade");
+        self.unmake(host).await;
+    }
+
+    /// Like [`Self::discard`], for a move the newest `Desired` does not name; one that has begun to activate stays.
+    pub async fn discard_if_idle(self: &Arc<Self>, host: &Arc<Host>, reason: &str) {
+        self.discard(host, reason).await;
+    }
+
+    async fn unmake(&self, host: &Arc<Host>) {
+        let volumes = volumes_dir(host, &self.spec.name);
+        task::unmake(host, &self.spec.id, Some(volumes)).await;
+        if let Ok(dirs) = WorkDirs::make(host, &self.id)
+            && let Err(error) = dirs.remove()
+        {
+            tracing::error!(%error, "a move's working files are left behind");
+        }
+        locked(&host.incoming).remove(&self.id);
+        // Ends parking, if dropping it has not: the host's network is made to match again.
+        if let Err(error) = host.apply_network().await {
+            tracing::error!(%error, "the network does not match what is wanted");
+        }
+    }
+}
+
+/// The word to CRIU, and its answer that everything runs.
+async fn resume(held: &mut Held) -> Result<(), ErrorBody> {
+    held.live.keeper.call(Request::RestoreProceed { go_on: true }, "resume").await.map_err(chain)?;
+    match restore_event(&mut held.live.events).await? {
+        Event::Resumed { .. } => Ok(()),
+        other => Err(ErrorBody::new(format!("the keeper said {other:?} instead of resuming"))),
+    }
+}
+
+async fn restore_event(events: &mut mpsc::Receiver<Event>) -> Result<Event, ErrorBody> {
+    match timeout(Duration::from_millis(RESTORE_TIMEOUT_MS), events.recv()).await {
+        Ok(Some(Event::RestoreFailed { error })) => Err(ErrorBody::new(error)),
+        Ok(Some(event)) => Ok(event),
+        Ok(None) => Err(ErrorBody::new("the keeper ended in the middle of the restore")),
+        Err(_) => Err(ErrorBody::new(format!("CRIU did not come to its next step within {} s", RESTORE_TIMEOUT_MS / 1000))),
+    }
+}
+
+fn make_directories(host: &Host, spec: &ContainerSpec, record: &Record) -> std::io::Result<()> {
+    let owned = |path: &Path| {
+        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
+        std::os::unix::fs::chown(path, Some(spec.id_base), Some(spec.id_base))
+    };
+    let dir = container_dir(host, &spec.id);
+    std::fs::create_dir_all(&dir)?;
+    record.save(&dir).map_err(std::io::Error::other)?;
+    owned(&dir.join("upper"))?;
+    let volumes = volumes_dir(host, &spec.name);
+    std::fs::create_dir_all(&volumes)?;
+    for volume in &spec.volumes {
+        owned(&volumes.join(&volume.volume))?;
+    }
+    Ok(())
+}
+
+async fn prepare_rest(host: &Arc<Host>, id: &MoveId, spec: &ContainerSpec, image: Image) -> Result<Ready, ErrorBody> {
+    let dirs = WorkDirs::make(host, id)
+        .map_err(|e| ErrorBody::new(format!("the move's working directory could not be made: {e}")))?;
+    let network = host.network.lock().await;
+    let parking = network.park(&translate::port(&host.config, spec)).await.map_err(chain)?;
+    Ok(Ready { image, parking, dirs })
+}
+
+/// A connection from another host: its offer names the move; the rest of the move happens here.
+pub async fn connected(host: &Arc<Host>, peer: HostName, stream: TlsStream<TcpStream>) -> Result<(), String> {
+    // One arriving container of that host at a time waits for its stream: the offer is checked against it.
+    let candidates: Vec<Arc<Incoming>> = locked(&host.incoming).values().filter(|i| i.from == peer).cloned().collect();
+    for incoming in candidates {
+        let mut stage = incoming.stage.lock().await;
+        if !matches!(*stage, Stage::Ready(_)) {
+            continue;
+        }
+        let Stage::Ready(ready) = std::mem::replace(&mut *stage, Stage::Over) else { continue };
+        let (host, this) = (Arc::clone(host), Arc::clone(&incoming));
+        *stage = Stage::Receiving(tokio::spawn(async move { arrive(host, this, *ready, stream).await }));
+        return Ok(());
+    }
+    Err(format!("no container is expected from {peer}"))
+}
+
+async fn arrive(host: Arc<Host>, incoming: Arc<Incoming>, ready: Ready, stream: TlsStream<TcpStream>) {
+    let (reader, writer) = tokio::io::split(stream);
+    let reader = tokio::io::BufReader::with_capacity(256 << 10, reader);
+    let dirs = ready.dirs.clone();
+    let mut arriving = Arriving {
+        host: Arc::clone(&host),
+        incoming: Arc::clone(&incoming),
+        image: ready.image,
+        dirs: ready.dirs,
+        page_server: None,
+        restored: None,
+    };
+    let result = receive(reader, writer, &mut arriving).await;
+    let restored = arriving.restored.take();
+    match (result, restored) {
+        (Ok(received), Some((live, record, started_at_ms))) => {
+            let held = Held { live, parking: Some(ready.parking), dirs: Some(dirs), record, started_at_ms };
+            *incoming.stage.lock().await = Stage::Held(Box::new(held));
+            host.voice.say(report(&incoming.id, &received));
+        }
+        (result, _) => {
+            let mut error = match result {
+                Err(error) => ErrorBody::from_chain(&error),
+                Ok(_) => ErrorBody::new("nothing was restored"),
+            };
+            let said = dirs.errors_of("restore.log");
+            if !said.is_empty() {
+                error.causes.push(said);
+            }
+            let phase = if dirs.work.join("restore.log").exists() { Phase::Freeze } else { Phase::Copy };
+            drop(arriving);
+            drop(ready.parking);
+            *incoming.stage.lock().await = Stage::Over;
+            incoming.unmake(&host).await;
+            // Told last: whoever hears it may look for leftovers.
+            host.voice.say(FromAgent::MoveFailed { id: incoming.id.clone(), phase, error });
+        }
+    }
+}
+
+fn report(id: &MoveId, received: &Received) -> FromAgent {
+    let fin = &received.fin;
+    let transfer = received.since_freeze_ms - fin.freeze_ms - fin.dump_ms - fin.files_ms - received.restore_ms;
+    FromAgent::MoveReady {
+        id: id.clone(),
+        parts: vec![
+            (DowntimePart::Freeze, fin.freeze_ms),
+            (DowntimePart::Dump, fin.dump_ms),
+            (DowntimePart::Files, fin.files_ms),
+            (DowntimePart::Transfer, transfer.max(0.0)),
+            (DowntimePart::Restore, received.restore_ms),
+        ],
+        since_freeze_ms: received.since_freeze_ms,
+        bytes_received: received.bytes,
+        memory_bytes: fin.memory_bytes,
+        file_bytes: fin.file_bytes,
+        rounds: fin.rounds,
+    }
+}
+
+struct Arriving {
+    host: Arc<Host>,
+    incoming: Arc<Incoming>,
+    image: Image,
+    dirs: WorkDirs,
+    page_server: Option<(Session, i32)>,
+    restored: Option<(Live, Record, Option<u64>)>,
+}
+
+impl Landing for Arriving {
+    fn expects(&mut self, move_id: &str, container: &str) -> Result<(), String> {
+        let same = move_id == self.incoming.id.as_str() && container == self.incoming.spec.id.as_str();
+        if same { Ok(()) } else { Err(format!("move {move_id} is not the one this host expects")) }
+    }
+
+    fn trees(&self) -> Vec<(String, PathBuf)> {
+        let spec = &self.incoming.spec;
+        let volumes = volumes_dir(&self.host, &spec.name);
+        let mut trees = vec![(ROOT_TREE.to_owned(), container_dir(&self.host, &spec.id).join("upper"))];
+        trees.extend(spec.volumes.iter().map(|v| (volume_tree(&v.volume), volumes.join(&v.volume))));
+        trees
+    }
+
+    fn images_dir(&self) -> PathBuf {
+        self.dirs.images.clone()
+    }
+
+    fn frozen(&mut self) {}
+
+    async fn page_sink(&mut self) -> Result<UnixStream, PartError> {
+        let criu = self.host.criu.clone().ok_or("this host has no usable CRIU")?;
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        let passed = vec![
+            PassedFd { number: IMAGES_FD, fd: std::fs::File::open(&self.dirs.images)?.into() },
+            PassedFd { number: WORK_FD, fd: std::fs::File::open(&self.dirs.work)?.into() },
+            PassedFd { number: PAGES_FD, fd: theirs.into() },
+        ];
+        let started = tokio::task::spawn_blocking(move || {
+            let session = Session::start(&criu, passed, Ends::Undone)?;
+            let options = PageServerOptions { images_fd: IMAGES_FD, work_fd: WORK_FD, socket_fd: PAGES_FD };
+            session.request_page_server(&options)?;
+            match session.receive_within(Duration::from_millis(PAGES_TIMEOUT_MS))? {
+                Message::PageServer { pid } => Ok((session, pid)),
+                _ => Err(godwit_criu::SessionError::Ended),
+            }
+        });
+        self.page_server = Some(started.await??);
+        ours.set_nonblocking(true)?;
+        Ok(UnixStream::from_std(ours)?)
+    }
+
+    async fn pages_stored(&mut self) -> Result<(), PartError> {
+        let (session, pid) = self.page_server.take().ok_or("there is no page server")?;
+        let ended = tokio::task::spawn_blocking(move || {
+            session.request_wait(pid)?;
+            session.receive_within(Duration::from_millis(PAGES_TIMEOUT_MS))
+        });
+        match ended.await?? {
+            Message::Done { status: Some(0) | None } => Ok(()),
+            other => Err(format!("CRIU's page server ended badly: {other:?}; {}", self.dirs.errors_of("page-server.log")).into()),
+        }
+    }
+
+    async fn restore(&mut self, fin: &Final) -> Result<(), PartError> {
+        let detail: Detail = serde_json::from_value(fin.detail.clone())?;
+        let spec = self.incoming.spec.clone();
+        let dir = container_dir(&self.host, &spec.id);
+        let rootfs = task::mount_root(&dir, &self.image, spec.id_base).await?;
+        let launch = self.relocated(detail.launch.clone(), rootfs, &spec);
+        let (keeper, mut events) = task::start_keeper(&self.host, &dir, &launch).await?;
+        let criu = self.host.criu.as_ref().ok_or("this host has no usable CRIU")?;
+        let restore = RestoreSpec {
+            criu: criu.path.clone(),
+            images_dir: self.dirs.images.clone(),
+            work_dir: self.dirs.work.clone(),
+            stdout_pipe: detail.stdout_pipe,
+            stderr_pipe: detail.stderr_pipe,
+        };
+        keeper.call(Request::Restore(restore), "restore").await?;
+        let pid = match restore_event(&mut events).await? {
+            Event::RestoreNetwork { pid } => pid,
+            other => return Err(format!("the keeper said {other:?} where the network was due").into()),
+        };
+        task::attach_network(&self.host, &spec, pid).await?;
+        // Frames out may leave from the first instant; frames in are parked.
+        self.host.network.lock().await.plug(spec.id.as_str()).await?;
+        keeper.call(Request::RestoreProceed { go_on: true }, "restore").await?;
+        let pid = match restore_event(&mut events).await? {
+            Event::Restored { pid } => pid,
+            other => return Err(format!("the keeper said {other:?} where the restored processes were due").into()),
+        };
+        let cgroup = godwit_container::Cgroup::open(&launch.cgroup_path())?;
+        let record = Record {
+            spec,
+            generation: self.incoming.generation,
+            start_count: 0,
+            image_digest: detail.image_digest,
+            restarts: detail.restarts,
+            incoming: Some(self.incoming.id.clone()),
+            outgoing: None,
+        };
+        self.restored = Some((Live { keeper, events, cgroup, pid }, record, detail.started_at_ms));
+        Ok(())
+    }
+}
+
+impl Arriving {
+    /// The source's own specification with this host's places in it: both must agree on every mount.
+    fn relocated(&self, launch: LaunchSpec, rootfs: PathBuf, spec: &ContainerSpec) -> LaunchSpec {
+        let volumes = volumes_dir(&self.host, &spec.name);
+        let here = |mount: BindMount| match spec.volumes.iter().find(|v| v.target == mount.target) {
+            Some(volume) => BindMount { source: volumes.join(&volume.volume), ..mount },
+            None => mount,
+        };
+        LaunchSpec {
+            rootfs,
+            cgroup_parent: self.host.config.cgroup_parent.clone(),
+            keeper_cgroup: Some(translate::keeper_cgroup(&self.host.config)),
+            resources: translate::limits(&spec.resources),
+            mounts: launch.mounts.into_iter().map(here).collect(),
+            ..launch
+        }
+    }
+}
+
+/// What an earlier agent of this host was receiving: restored and waiting, or worth nothing.
+pub async fn adopt(host: &Arc<Host>, record: Record) {
+    let Some(id) = record.incoming.clone() else { return };
+    let dir = container_dir(host, &record.spec.id);
+    let spec = record.spec.clone();
+    let held = adopt_held(&dir, record.clone()).await;
+    let stage = match held {
+        Some(held) => Stage::Held(Box::new(held)),
+        None => Stage::Over,
+    };
+    let lost = matches!(stage, Stage::Over);
+    let incoming = Arc::new(Incoming {
+        id: id.clone(),
+        spec: spec.clone(),
+        generation: record.generation,
+        from: host.config.name.clone(),
+        stage: tokio::sync::Mutex::new(stage),
+    });
+    if lost {
+        incoming.unmake(host).await;
+        host.event(EventKind::MoveFailed, Some(&spec.name), "its arrival ended with the agent");
+    } else {
+        locked(&host.incoming).insert(id, incoming);
+    }
+}
+
+async fn adopt_held(dir: &Path, record: Record) -> Option<Held> {
+    let (keeper, events) = Keeper::connect(dir).await.ok()?;
+    let (said, ..) = keeper.call(Request::Status, "status").await.ok()?;
+    let Said::Status(state) = said else { return None };
+    if state.phase != KeeperPhase::Restored {
+        return None;
+    }
+    let launch = LaunchSpec::load(dir).ok()?;
+    let cgroup = godwit_container::Cgroup::open(&launch.cgroup_path()).ok()?;
+    let live = Live { keeper, events, cgroup, pid: state.pid? };
+    Some(Held { live, parking: None, dirs: None, record, started_at_ms: None })
+}

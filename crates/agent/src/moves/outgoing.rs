@@ -1,0 +1,270 @@
+//! Giving a container away: the agent's part of the source's side. Paused on success, resumed on failure.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use godwit_api::link::FromAgent;
+use godwit_api::tls;
+use godwit_api::types::ErrorBody;
+use godwit_container::keeper::state::read_state;
+use godwit_container::{Cgroup, LaunchSpec};
+use godwit_migrate::source::{Dumped, PartError, Workload};
+use godwit_migrate::{SendError, send};
+use godwit_model::container::{ContainerSpec, ContainerState};
+use godwit_model::migration::{Phase, Progress};
+use godwit_model::{HostName, MoveId};
+use godwit_network::Mac;
+use tokio::net::{TcpStream, UnixStream};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_rustls::TlsConnector;
+
+use super::dump::{WorkDirs, dump};
+use super::{Detail, ROOT_TREE, volume_tree};
+use crate::host::{Host, locked};
+use crate::sharedfiles::{TreeMount, shared_writable};
+use crate::task::{Live, Shared, volumes_dir};
+
+/// Connecting and handshake, in milliseconds.
+const CONNECT_TIMEOUT_MS: u64 = 5_000;
+/// A cancelled sender has let go of the container within this time, in milliseconds.
+const CANCEL_TIMEOUT_MS: u64 = 30_000;
+
+/// What the controller said of the move.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    pub id: MoveId,
+    pub to: HostName,
+    pub address: SocketAddr,
+    pub to_tunnel: Ipv4Addr,
+}
+
+/// A container on its way out, as its task holds it.
+pub struct Outgoing {
+    pub id: MoveId,
+    worker: Option<JoinHandle<Result<(), ()>>>,
+    /// Cutting the connection is how a sender is stopped: it then undoes what it did, as for any broken wire.
+    connection: Arc<std::sync::Mutex<Option<OwnedFd>>>,
+}
+
+impl Outgoing {
+    /// Begins to send in the background.
+    pub fn start(host: &Arc<Host>, plan: Plan, spec: &ContainerSpec, live: &Live, shared: Arc<Shared>) -> Self {
+        let connection = Arc::new(std::sync::Mutex::new(None));
+        let id = plan.id.clone();
+        let leaving = Leaving {
+            host: Arc::clone(host),
+            plan,
+            spec: spec.clone(),
+            cgroup: live.cgroup.clone(),
+            pid: live.pid,
+            shared,
+            dirs: None,
+        };
+        let worker = tokio::spawn(run(leaving, Arc::clone(&connection)));
+        Self { id, worker: Some(worker), connection }
+    }
+
+    /// A move whose sender died with an earlier agent; only the store's verdict is missing.
+    pub fn orphan(id: MoveId) -> Self {
+        Self { id, worker: None, connection: Arc::default() }
+    }
+
+    /// The end of the sending part: given away, or failed and running on. Never, once it has been told.
+    pub async fn ended(this: &mut Option<Self>) -> Result<(), ()> {
+        match this.as_mut().and_then(|o| o.worker.as_mut()) {
+            Some(worker) => {
+                let result = worker.await;
+                if let Some(outgoing) = this {
+                    outgoing.worker = None;
+                }
+                result.unwrap_or(Err(()))
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Stops a sender that is still at work and waits until it has undone its part.
+    pub async fn cancel(&mut self) {
+        if let Some(fd) = locked(&self.connection).as_ref() {
+            let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
+        }
+        if let Some(worker) = self.worker.take()
+            && timeout(Duration::from_millis(CANCEL_TIMEOUT_MS), worker).await.is_err()
+        {
+            tracing::error!(id = %self.id, "a cancelled move has not let go of its container yet");
+        }
+    }
+
+    /// The container has ended: there is nothing left to move.
+    pub fn fail(self, host: &Arc<Host>, reason: &str) {
+        if let Some(fd) = locked(&self.connection).as_ref() {
+            let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
+        }
+        if let Some(worker) = &self.worker {
+            worker.abort();
+        }
+        let error = ErrorBody::new(reason);
+        host.voice.say(FromAgent::MoveFailed { id: self.id, phase: Phase::Copy, error });
+    }
+}
+
+async fn run(mut leaving: Leaving, connection: Arc<std::sync::Mutex<Option<OwnedFd>>>) -> Result<(), ()> {
+    let host = Arc::clone(&leaving.host);
+    let id = leaving.plan.id.clone();
+    let result = give(&mut leaving, &connection).await;
+    if let Some(dirs) = leaving.dirs.take()
+        && let Err(error) = dirs.remove()
+    {
+        tracing::error!(%error, "a move's working files are left behind");
+    }
+    locked(&connection).take();
+    match result {
+        Ok(()) => Ok(()),
+        Err((phase, error)) => {
+            tracing::warn!(container = %leaving.spec.name, %phase, error = error.one_line(), "not moved; it runs on");
+            host.voice.say(FromAgent::MoveFailed { id, phase, error });
+            Err(())
+        }
+    }
+}
+
+async fn give(
+    leaving: &mut Leaving,
+    connection: &std::sync::Mutex<Option<OwnedFd>>,
+) -> Result<(), (Phase, ErrorBody)> {
+    let check = |e: ErrorBody| (Phase::Check, e);
+    let prepare = |text: String| (Phase::Prepare, ErrorBody::new(text));
+    let host = Arc::clone(&leaving.host);
+    host.criu.as_ref().ok_or_else(|| check(ErrorBody::new("this host has no usable CRIU")))?;
+    let dirs = WorkDirs::make(&host, &leaving.plan.id)
+        .map_err(|e| prepare(format!("the move's working directory could not be made: {e}")))?;
+    leaving.dirs = Some(dirs);
+    let net = &leaving.spec.network;
+    let network = host.network.lock().await;
+    let ready = network.prepare_divert(Mac(net.mac.0), net.vni).await;
+    drop(network);
+    ready.map_err(|e| (Phase::Prepare, ErrorBody::from_chain(&e)))?;
+    let (address, to) = (leaving.plan.address, leaving.plan.to.clone());
+    let connect = async {
+        let tcp = TcpStream::connect(address).await?;
+        tcp.set_nodelay(true)?;
+        let handle = tcp.as_fd().try_clone_to_owned()?;
+        let connector = TlsConnector::from(Arc::clone(&host.client_tls));
+        Ok::<_, std::io::Error>((connector.connect(tls::host_server_name(&to), tcp).await?, handle))
+    };
+    let (stream, handle) = timeout(Duration::from_millis(CONNECT_TIMEOUT_MS), connect)
+        .await
+        .map_err(|_| prepare(format!("{to} ({address}) does not answer")))?
+        .map_err(|e| prepare(format!("{to} ({address}) could not be reached: {e}")))?;
+    *locked(connection) = Some(handle);
+    let (reader, writer) = tokio::io::split(stream);
+    let writer = tokio::io::BufWriter::with_capacity(256 << 10, writer);
+    let id = leaving.plan.id.to_string();
+    let container = leaving.spec.id.to_string();
+    match send(reader, writer, &id, &container, leaving).await {
+        Ok(sent) => {
+            tracing::info!(container = %leaving.spec.name, to = %to, bytes = sent.bytes, "given away; waits for the verdict");
+            Ok(())
+        }
+        Err(error) => Err((error.phase(), describe(&error))),
+    }
+}
+
+fn describe(error: &SendError) -> ErrorBody {
+    ErrorBody::from_chain(error)
+}
+
+struct Leaving {
+    host: Arc<Host>,
+    plan: Plan,
+    spec: ContainerSpec,
+    cgroup: Cgroup,
+    pid: u32,
+    shared: Arc<Shared>,
+    dirs: Option<WorkDirs>,
+}
+
+impl Leaving {
+    fn show(&self, state: ContainerState) {
+        locked(&self.shared.status).state = state;
+        self.host.changed.notify_one();
+    }
+}
+
+impl Workload for Leaving {
+    fn trees(&self) -> Vec<(String, PathBuf)> {
+        let volumes = volumes_dir(&self.host, &self.spec.name);
+        let mut trees = vec![(ROOT_TREE.to_owned(), self.shared.dir.join("upper"))];
+        trees.extend(self.spec.volumes.iter().map(|v| (volume_tree(&v.volume), volumes.join(&v.volume))));
+        trees
+    }
+
+    fn progress(&mut self, phase: Phase, progress: Progress) {
+        self.host.voice.say(FromAgent::MoveProgress { id: self.plan.id.clone(), phase, progress });
+    }
+
+    async fn freeze(&mut self) -> Result<Vec<(String, Vec<u8>)>, PartError> {
+        let (cgroup, mac, vni) = (self.cgroup.clone(), Mac(self.spec.network.mac.0), self.spec.network.vni);
+        // Files that were written before the freeze shall not be on their way to the disk in the middle of it.
+        tokio::task::spawn_blocking(move || cgroup.freeze()).await??;
+        self.show(ContainerState::Frozen);
+        // Frames switch first, the port is unplugged after: a reply on its way out still leaves.
+        let network = self.host.network.lock().await;
+        locked(&self.host.redirects).insert(mac, (vni, self.plan.to_tunnel));
+        network.divert(mac, vni, self.plan.to_tunnel).await?;
+        network.unplug(self.spec.id.as_str()).await?;
+        drop(network);
+        self.host.voice.say(FromAgent::MoveFrozen { id: self.plan.id.clone() });
+        let mut trees = vec![TreeMount { target: "/".into(), tree: ROOT_TREE.to_owned() }];
+        trees.extend(
+            self.spec.volumes.iter().map(|v| TreeMount { target: v.target.clone().into(), tree: volume_tree(&v.volume) }),
+        );
+        Ok(shared_writable(&self.cgroup.pids()?, &trees))
+    }
+
+    async fn dump(&mut self, pages: UnixStream) -> Result<Dumped, PartError> {
+        let dirs = self.dirs.clone().ok_or("the move has no working directory")?;
+        let criu = self.host.criu.clone().ok_or("this host has no usable CRIU")?;
+        let pages = pages.into_std()?;
+        pages.set_nonblocking(false)?;
+        let launch = LaunchSpec::load(&self.shared.dir)?;
+        let state = read_state(&self.shared.dir)?.ok_or("the keeper has left no state")?;
+        let status = locked(&self.shared.status).clone();
+        let detail = Detail {
+            launch: launch.clone(),
+            stdout_pipe: state.stdout_pipe,
+            stderr_pipe: state.stderr_pipe,
+            restarts: status.restarts,
+            started_at_ms: status.started_at_ms,
+            image_digest: status.image_digest,
+        };
+        let (dir, cgroup, pid, at) = (self.shared.dir.clone(), self.cgroup.clone(), self.pid, dirs.clone());
+        tokio::task::spawn_blocking(move || dump(&criu, &at, &dir, &launch, &cgroup, pid, pages.into())).await??;
+        Ok(Dumped { images_dir: dirs.images, detail: serde_json::to_value(detail)? })
+    }
+
+    async fn thaw(&mut self) {
+        match thaw(&self.host, &self.spec, &self.cgroup).await {
+            Ok(()) => self.show(ContainerState::Running),
+            Err(error) => tracing::error!(container = %self.spec.name, error = error.one_line(), "could not be thawed"),
+        }
+    }
+}
+
+/// The container goes on here: wire first, so that its first word is heard.
+pub async fn thaw(host: &Arc<Host>, spec: &ContainerSpec, cgroup: &Cgroup) -> Result<(), ErrorBody> {
+    locked(&host.redirects).remove(&Mac(spec.network.mac.0));
+    let network = host.network.lock().await;
+    let plugged = network.plug(spec.id.as_str()).await;
+    drop(network);
+    let cgroup = cgroup.clone();
+    let thawed = tokio::task::spawn_blocking(move || cgroup.thaw().map_err(|e| ErrorBody::from_chain(&e)));
+    // Both are tried whatever becomes of the other.
+    let thawed = thawed.await.map_err(|e| ErrorBody::new(e.to_string()))?;
+    plugged.map_err(|e| ErrorBody::from_chain(&e))?;
+    thawed
+}

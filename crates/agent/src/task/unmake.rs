@@ -1,0 +1,71 @@
+//! Unmaking a container: everything it has on this host, in an order in which each step can be repeated. Errors are
+//! collected; a step that fails does not keep the others from being tried.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use godwit_api::types::ErrorBody;
+use godwit_container::keeper::protocol::Request;
+use godwit_container::{Cgroup, RootFs};
+use godwit_model::ContainerId;
+
+use crate::host::Host;
+use crate::keeper::Keeper;
+
+use super::make::{blocking, chain, container_dir};
+
+/// Ends the processes, the link, the cgroup and the mounts of a container; its files stay, ready for the next start.
+pub async fn stop_everything(host: &Arc<Host>, id: &ContainerId) -> Vec<String> {
+    let dir = container_dir(host, id);
+    let mut errors = Vec::new();
+    // First the wire: dying processes must not tell their peers anything when the container lives on elsewhere.
+    let network = host.network.lock().await;
+    if let Err(error) = network.detach(id.as_str()).await {
+        errors.push(ErrorBody::from_chain(&error).one_line());
+    }
+    drop(network);
+    if let Ok((keeper, _events)) = Keeper::connect(&dir).await
+        && let Err(error) = keeper.call(Request::Quit { kill: true }, "quit").await
+    {
+        errors.push(ErrorBody::from_chain(&error).one_line());
+    }
+    let path = format!("{}/{id}", host.config.cgroup_parent.trim_end_matches('/'));
+    let at = dir.clone();
+    let rest = blocking(move || {
+        let cgroup = Cgroup::open(&path).map_err(chain)?;
+        if cgroup.exists() {
+            cgroup.kill_all().map_err(chain)?;
+            cgroup.delete().map_err(chain)?;
+        }
+        RootFs { layers: Vec::new(), dir: at }.unmount().map_err(chain)
+    });
+    if let Err(error) = rest.await {
+        errors.push(error.one_line());
+    }
+    errors
+}
+
+/// Ends a container and removes its files, and its volumes too if their directory is given.
+pub async fn unmake(host: &Arc<Host>, id: &ContainerId, volumes: Option<PathBuf>) -> Vec<String> {
+    let mut errors = stop_everything(host, id).await;
+    if errors.is_empty() {
+        let dirs = [Some(container_dir(host, id)), volumes];
+        for dir in dirs.into_iter().flatten() {
+            if let Err(error) = remove(&dir).await {
+                errors.push(error.one_line());
+            }
+        }
+    }
+    for error in &errors {
+        tracing::error!(%id, %error, "while unmaking a container");
+    }
+    errors
+}
+
+async fn remove(dir: &Path) -> Result<(), ErrorBody> {
+    let dir = dir.to_owned();
+    blocking(move || {
+        if dir.exists() { godwit_container::remove_dir_all_no_xdev(&dir).map_err(chain) } else { Ok(()) }
+    })
+    .await
+}
