@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -67,8 +67,11 @@ impl Keeper {
     /// Connects to the keeper of `dir`. The receiver ends when the keeper does.
     pub async fn connect(dir: &Path) -> Result<(Self, mpsc::Receiver<Event>), KeeperError> {
         let path = dir.join(godwit_container::keeper::SOCKET_FILE);
-        let stream =
-            UnixStream::connect(&path).await.map_err(|source| KeeperError::Connect { path: path.clone(), source })?;
+        let failed = |source| KeeperError::Connect { path: path.clone(), source };
+        // A socket's address is short (unix(7): 108 bytes), so the directory goes in as a descriptor.
+        let opened = std::fs::File::open(dir).map_err(failed)?;
+        let short = format!("/proc/self/fd/{}/{}", opened.as_raw_fd(), godwit_container::keeper::SOCKET_FILE);
+        let stream = UnixStream::connect(&short).await.map_err(failed)?;
         let (reader, writer) = stream.into_split();
         let waiting: Waiting = Arc::new(Mutex::new(Some(HashMap::new())));
         let (events, receiver) = mpsc::channel(QUEUE_EVENTS);

@@ -13,5 +13,5 @@ mod proto;
 mod session;
 
 pub use binary::{Criu, FindError, Version};
-pub use options::{CgroupRoot, DumpOptions, ExternalMount, PageServerOptions, RestoreOptions, StdioPipe};
+pub use options::{CgroupRoot, Directories, DumpOptions, ExternalMount, PageServerOptions, RestoreOptions, StdioPipe};
 pub use session::{Ends, Message, PassedFd, Session, SessionError};

@@ -1,6 +1,7 @@
 //! What a dump and a restore need to know, in our words, and their translation.
 
-use std::os::fd::RawFd;
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::path::PathBuf;
 
 use crate::proto::{
@@ -18,6 +19,26 @@ const LOG_LEVEL: i32 = 2;
 
 fn log_level() -> i32 {
     std::env::var("GODWIT_CRIU_LOG_LEVEL").ok().and_then(|v| v.parse().ok()).unwrap_or(LOG_LEVEL)
+}
+
+/// Where CRIU reads or writes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Directories {
+    pub images: PathBuf,
+    /// For the log, temporary mounts and the cache of what the kernel can do; on a tmpfs.
+    pub work: PathBuf,
+}
+
+/// The same, opened: CRIU looks them up in the calling process, by number.
+pub(crate) struct OpenDirectories {
+    images: OwnedFd,
+    work: OwnedFd,
+}
+
+impl Directories {
+    pub(crate) fn open(&self) -> std::io::Result<OpenDirectories> {
+        Ok(OpenDirectories { images: File::open(&self.images)?.into(), work: File::open(&self.work)?.into() })
+    }
 }
 
 /// A mount inside the container whose content comes from outside: a volume, a device node, a masked file.
@@ -51,9 +72,7 @@ pub struct CgroupRoot {
 #[derive(Debug)]
 pub struct DumpOptions {
     pub pid: i32,
-    /// Numbers inside the session's process (see [`crate::PassedFd`]).
-    pub images_fd: RawFd,
-    pub work_fd: RawFd,
+    pub directories: Directories,
     /// Directory of the container's freezer (v1) or cgroup (v2).
     pub freeze_cgroup: PathBuf,
     pub external_mounts: Vec<ExternalMount>,
@@ -65,8 +84,7 @@ pub struct DumpOptions {
 
 #[derive(Debug)]
 pub struct RestoreOptions {
-    pub images_fd: RawFd,
-    pub work_fd: RawFd,
+    pub directories: Directories,
     pub root: PathBuf,
     pub external_mounts: Vec<ExternalMount>,
     pub stdio: Vec<StdioPipe>,
@@ -75,16 +93,15 @@ pub struct RestoreOptions {
 
 #[derive(Debug)]
 pub struct PageServerOptions {
-    pub images_fd: RawFd,
-    pub work_fd: RawFd,
+    pub directories: Directories,
     /// A connected socket from which the pages come.
     pub socket_fd: RawFd,
 }
 
-fn common(images_fd: RawFd, work_fd: RawFd, log_file: &str) -> Opts {
+fn common(directories: &OpenDirectories, log_file: &str) -> Opts {
     Opts {
-        images_dir_fd: images_fd,
-        work_dir_fd: Some(work_fd),
+        images_dir_fd: directories.images.as_raw_fd(),
+        work_dir_fd: Some(directories.work.as_raw_fd()),
         log_level: Some(log_level()),
         log_file: Some(log_file.to_owned()),
         ..Opts::default()
@@ -111,8 +128,8 @@ fn process_tree(opts: Opts) -> Opts {
 }
 
 impl DumpOptions {
-    pub(crate) fn request(&self) -> Request {
-        let mut opts = process_tree(common(self.images_fd, self.work_fd, "dump.log"));
+    pub(crate) fn request(&self, directories: &OpenDirectories) -> Request {
+        let mut opts = process_tree(common(directories, "dump.log"));
         opts.pid = Some(self.pid);
         opts.leave_running = Some(true);
         opts.freeze_cgroup = Some(self.freeze_cgroup.display().to_string());
@@ -125,8 +142,8 @@ impl DumpOptions {
 }
 
 impl RestoreOptions {
-    pub(crate) fn request(&self) -> Request {
-        let mut opts = process_tree(common(self.images_fd, self.work_fd, "restore.log"));
+    pub(crate) fn request(&self, directories: &OpenDirectories) -> Request {
+        let mut opts = process_tree(common(directories, "restore.log"));
         opts.root = Some(self.root.display().to_string());
         opts.rst_sibling = Some(true);
         opts.external =
@@ -143,8 +160,8 @@ impl RestoreOptions {
 }
 
 impl PageServerOptions {
-    pub(crate) fn request(&self) -> Request {
-        let mut opts = common(self.images_fd, self.work_fd, "page-server.log");
+    pub(crate) fn request(&self, directories: &OpenDirectories) -> Request {
+        let mut opts = common(directories, "page-server.log");
         opts.ps = Some(PageServerInfo { fd: Some(self.socket_fd), ..PageServerInfo::default() });
         Request { kind: request_type::PAGE_SERVER_CHLD, opts: Some(opts), ..Request::default() }
     }

@@ -12,7 +12,7 @@ use prost::Message as _;
 use thiserror::Error;
 
 use crate::binary::Criu;
-use crate::options::{DumpOptions, PageServerOptions, RestoreOptions};
+use crate::options::{Directories, DumpOptions, OpenDirectories, PageServerOptions, RestoreOptions};
 use crate::proto::{Request, Response, request_type};
 
 /// The largest packet of the protocol, in bytes; CRIU's own limit is far below.
@@ -24,6 +24,8 @@ const SOCKET_FD: RawFd = 3;
 pub enum SessionError {
     #[error("criu could not be started from {path}")]
     Start { path: String, source: io::Error },
+    #[error("the directories for criu could not be opened")]
+    Directories { source: io::Error },
     #[error("the socket to criu broke while {doing}")]
     Socket { doing: &'static str, source: nix::Error },
     #[error("criu ended without an answer; its log is in the move's work directory")]
@@ -60,11 +62,12 @@ pub enum Message {
 }
 
 /// See the crate's documentation for the contract.
-#[derive(Debug)]
 pub struct Session {
     child: Child,
     socket: Option<OwnedFd>,
     ends: Ends,
+    /// CRIU opens these through our process, at any time of its work.
+    directories: Option<OpenDirectories>,
 }
 
 /// How a session's process ends when the session is dropped before its work is done.
@@ -98,11 +101,17 @@ impl Session {
         let mut command = Command::new(&criu.path);
         command.args(["swrk", &SOCKET_FD.to_string()]).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(Stdio::null()).env_remove("CRIU_CONFIG_FILE");
-        // SAFETY: between fork and exec only dup2 and prctl are called, both async-signal-safe; no memory is allocated.
+        // SAFETY: between fork and exec only dup2, signal and prctl are called, all async-signal-safe; no memory is allocated.
         unsafe {
             command.pre_exec(move || {
                 for (from, to) in &pairs {
                     if nix::libc::dup2(*from, *to) < 0 {
+                        return Err(io::Error::last_os_error());
+                    }
+                }
+                // Ignored signals stay ignored across exec, and CRIU ends its own helpers by SIGTERM and waits for them.
+                for signal in [nix::libc::SIGHUP, nix::libc::SIGINT, nix::libc::SIGTERM, nix::libc::SIGPIPE] {
+                    if nix::libc::signal(signal, nix::libc::SIG_DFL) == nix::libc::SIG_ERR {
                         return Err(io::Error::last_os_error());
                     }
                 }
@@ -114,7 +123,7 @@ impl Session {
             });
         }
         let child = command.spawn().map_err(start)?;
-        Ok(Self { child, socket: Some(ours), ends })
+        Ok(Self { child, socket: Some(ours), ends, directories: None })
     }
 
     /// The process id of criu itself.
@@ -136,16 +145,24 @@ impl Session {
         self.socket()
     }
 
-    pub fn request_dump(&self, options: &DumpOptions) -> Result<(), SessionError> {
-        self.send(&options.request())
+    pub fn request_dump(&mut self, options: &DumpOptions) -> Result<(), SessionError> {
+        let request = options.request(self.open(&options.directories)?);
+        self.send(&request)
     }
 
-    pub fn request_restore(&self, options: &RestoreOptions) -> Result<(), SessionError> {
-        self.send(&options.request())
+    pub fn request_restore(&mut self, options: &RestoreOptions) -> Result<(), SessionError> {
+        let request = options.request(self.open(&options.directories)?);
+        self.send(&request)
     }
 
-    pub fn request_page_server(&self, options: &PageServerOptions) -> Result<(), SessionError> {
-        self.send(&Request { keep_open: Some(true), ..options.request() })
+    pub fn request_page_server(&mut self, options: &PageServerOptions) -> Result<(), SessionError> {
+        let request = options.request(self.open(&options.directories)?);
+        self.send(&Request { keep_open: Some(true), ..request })
+    }
+
+    fn open(&mut self, directories: &Directories) -> Result<&OpenDirectories, SessionError> {
+        let open = directories.open().map_err(|source| SessionError::Directories { source })?;
+        Ok(self.directories.insert(open))
     }
 
     /// Asks for the end of a child of criu; answered by [`Message::Done`] with its status.

@@ -1,6 +1,6 @@
 //! The dump of a frozen container: CRIU by RPC, pages into a socket, the rest into files.
 
-use std::fs::{DirBuilder, File};
+use std::fs::DirBuilder;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -8,14 +8,13 @@ use std::time::Duration;
 
 use godwit_api::types::ErrorBody;
 use godwit_container::{Cgroup, LaunchSpec, RootFs, external_mounts, remove_dir_all_no_xdev};
-use godwit_criu::{Criu, DumpOptions, Ends, ExternalMount, Message, PassedFd, Session};
+use godwit_criu::{Criu, Directories, DumpOptions, Ends, ExternalMount, Message, PassedFd, Session};
 use godwit_model::MoveId;
 
 use crate::host::Host;
 
-const IMAGES_FD: i32 = 10;
-const WORK_FD: i32 = 11;
-const PAGES_FD: i32 = 12;
+/// The number under which criu finds the page socket.
+const PAGES_FD: i32 = 10;
 /// A dump, memory included, takes at most this long, in milliseconds.
 const DUMP_TIMEOUT_MS: u64 = 600_000;
 /// Lines of CRIU's log that are told with an error.
@@ -38,6 +37,10 @@ impl WorkDirs {
             DirBuilder::new().mode(0o755).recursive(true).create(path)?;
         }
         Ok(dirs)
+    }
+
+    pub fn for_criu(&self) -> Directories {
+        Directories { images: self.images.clone(), work: self.work.clone() }
     }
 
     /// Removes everything, unmounting first what CRIU may have left.
@@ -67,14 +70,10 @@ pub fn dump(
     pid: u32,
     pages: OwnedFd,
 ) -> Result<(), ErrorBody> {
-    let open = |path: &Path| {
-        File::open(path).map(OwnedFd::from).map_err(|e| ErrorBody::new(format!("cannot open {}: {e}", path.display())))
-    };
     let freezer = cgroup.freezer_directory().ok_or_else(|| ErrorBody::new("this host has no freezer cgroup"))?;
     let options = DumpOptions {
         pid: pid.cast_signed(),
-        images_fd: IMAGES_FD,
-        work_fd: WORK_FD,
+        directories: dirs.for_criu(),
         freeze_cgroup: freezer,
         external_mounts: external_mounts(launch, container_dir)
             .into_iter()
@@ -83,13 +82,9 @@ pub fn dump(
         root: launch.rootfs.clone(),
         page_server_fd: Some(PAGES_FD),
     };
-    let passed = vec![
-        PassedFd { number: IMAGES_FD, fd: open(&dirs.images)? },
-        PassedFd { number: WORK_FD, fd: open(&dirs.work)? },
-        PassedFd { number: PAGES_FD, fd: pages },
-    ];
-    let session = Session::start(criu, passed, Ends::Undone).map_err(|e| ErrorBody::from_chain(&e))?;
-    let run = || -> Result<(), godwit_criu::SessionError> {
+    let passed = vec![PassedFd { number: PAGES_FD, fd: pages }];
+    let mut session = Session::start(criu, passed, Ends::Undone).map_err(|e| ErrorBody::from_chain(&e))?;
+    let mut run = || -> Result<(), godwit_criu::SessionError> {
         session.request_dump(&options)?;
         loop {
             match session.receive_within(Duration::from_millis(DUMP_TIMEOUT_MS))? {

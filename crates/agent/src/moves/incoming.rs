@@ -42,9 +42,8 @@ use crate::translate;
 const RESTORE_TIMEOUT_MS: u64 = 120_000;
 /// The page server ends after the last page within this time, in milliseconds.
 const PAGES_TIMEOUT_MS: u64 = 60_000;
-const IMAGES_FD: i32 = 10;
-const WORK_FD: i32 = 11;
-const PAGES_FD: i32 = 12;
+/// The number under which criu finds the page socket.
+const PAGES_FD: i32 = 10;
 
 /// One container on its way in.
 pub struct Incoming {
@@ -374,14 +373,11 @@ impl Landing for Arriving {
     async fn page_sink(&mut self) -> Result<UnixStream, PartError> {
         let criu = self.host.criu.clone().ok_or("this host has no usable CRIU")?;
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        let passed = vec![
-            PassedFd { number: IMAGES_FD, fd: std::fs::File::open(&self.dirs.images)?.into() },
-            PassedFd { number: WORK_FD, fd: std::fs::File::open(&self.dirs.work)?.into() },
-            PassedFd { number: PAGES_FD, fd: theirs.into() },
-        ];
+        let passed = vec![PassedFd { number: PAGES_FD, fd: theirs.into() }];
+        let directories = self.dirs.for_criu();
         let started = tokio::task::spawn_blocking(move || {
-            let session = Session::start(&criu, passed, Ends::Undone)?;
-            let options = PageServerOptions { images_fd: IMAGES_FD, work_fd: WORK_FD, socket_fd: PAGES_FD };
+            let mut session = Session::start(&criu, passed, Ends::Undone)?;
+            let options = PageServerOptions { directories, socket_fd: PAGES_FD };
             session.request_page_server(&options)?;
             match session.receive_within(Duration::from_millis(PAGES_TIMEOUT_MS))? {
                 Message::PageServer { pid } => Ok((session, pid)),

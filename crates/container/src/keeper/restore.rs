@@ -2,11 +2,10 @@
 //! the restored pid 1 is the keeper's child, and stops CRIU twice to hear the agent's word: when
 //! the network namespace is there, and when everything is restored and nothing runs.
 
-use std::fs::File;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::BorrowedFd;
 
 use godwit_criu::{
-    CgroupRoot, Criu, Ends, ExternalMount, Message, PassedFd, RestoreOptions, Session, StdioPipe,
+    CgroupRoot, Criu, Directories, Ends, ExternalMount, Message, PassedFd, RestoreOptions, Session, StdioPipe,
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -20,8 +19,6 @@ use crate::mounts;
 use crate::sys;
 
 // Numbers under which criu finds what it is given.
-const IMAGES_FD: i32 = 10;
-const WORK_FD: i32 = 11;
 const STDOUT_FD: i32 = 12;
 const STDERR_FD: i32 = 13;
 
@@ -62,20 +59,19 @@ impl Keeper {
     }
 
     fn start_criu(&self, from: &RestoreSpec) -> Result<Restoring, String> {
-        let text = |what: &'static str| move |e: std::io::Error| format!("cannot open the {what}: {e}");
         mounts::prepare_sources(&self.dir, self.spec.id_base).map_err(|e| chain(&e))?;
         let cgroup = Cgroup::create(&self.spec.cgroup_parent, &self.spec.id, &self.spec.resources)
             .map_err(|e| chain(&e))?;
         let (output, [stdout, stderr]) = output_pipes(&self.spec).map_err(|e| chain(&e))?;
-        let images: OwnedFd = File::open(&from.images_dir).map_err(text("images"))?.into();
-        let work: OwnedFd = File::open(&from.work_dir).map_err(text("work directory"))?.into();
-        let passed = [(IMAGES_FD, images), (WORK_FD, work), (STDOUT_FD, stdout), (STDERR_FD, stderr)]
-            .map(|(number, fd)| PassedFd { number, fd });
+        let passed =
+            [(STDOUT_FD, stdout), (STDERR_FD, stderr)].map(|(number, fd)| PassedFd { number, fd });
         let criu = Criu::at(&from.criu).map_err(|e| chain(&e))?;
         let pipe = |inode: Option<u64>, fd| inode.map(|inode| StdioPipe { inode, fd });
         let options = RestoreOptions {
-            images_fd: IMAGES_FD,
-            work_fd: WORK_FD,
+            directories: Directories {
+                images: from.images_dir.clone(),
+                work: from.work_dir.clone(),
+            },
             root: self.spec.rootfs.clone(),
             external_mounts: mounts::external_mounts(&self.spec, &self.dir)
                 .into_iter()
@@ -87,7 +83,7 @@ impl Keeper {
                 .collect(),
             cgroups: cgroup_roots(&cgroup),
         };
-        let session = Session::start(&criu, passed.into(), Ends::Killed).map_err(|e| chain(&e))?;
+        let mut session = Session::start(&criu, passed.into(), Ends::Killed).map_err(|e| chain(&e))?;
         session.request_restore(&options).map_err(|e| chain(&e))?;
         Ok(Restoring { session, output: Some(output), cgroup, waiting: false })
     }
