@@ -8,4 +8,5 @@ pub mod client;
 pub mod link;
 pub mod routes;
 pub mod session;
+pub mod tls;
 pub mod types;

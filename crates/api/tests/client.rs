@@ -1,4 +1,5 @@
 //! The client against a server that says what it was asked.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::Path;
 

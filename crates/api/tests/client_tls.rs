@@ -1,4 +1,5 @@
 //! The client over mutual TLS.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -77,6 +77,8 @@ pub enum Verb {
     /// Many hosts on this machine: up, down, list, exec, kill, start, cut, restore, rate
     #[command(subcommand)]
     Lab(verbs::lab::LabVerb),
+    /// Make this server a host
+    Agent(verbs::agent::AgentArgs),
     #[command(hide = true)]
     Keeper(verbs::keeper::KeeperArgs),
     /// Show the versions of this program and of the controller

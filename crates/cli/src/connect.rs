@@ -74,6 +74,7 @@ fn of_lab(name: &str) -> Result<Address> {
     }
     let names: Vec<String> = godwit_lab::list().iter().map(ToString::to_string).collect();
     let hint = match names.len() {
+        _ if names.contains(&name.to_string()) => format!("`godwit lab start ctl --name {name}` starts it"),
         0 => "no lab is up on this machine; `godwit lab up --hosts 3` makes one".to_owned(),
         _ => format!("there are: {}", names.join(", ")),
     };

@@ -80,6 +80,7 @@ pub fn count(n: usize, one: &str) -> String {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 

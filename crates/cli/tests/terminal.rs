@@ -1,4 +1,5 @@
 //! `godwit exec -it` on a terminal: raw while it runs, as before on every way out.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! Help, usage errors, and what is said where no controller runs.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 

@@ -1,4 +1,5 @@
 //! What each verb says, by the real binary, beside a controller that answers with fixed values.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod support;
 

@@ -34,6 +34,7 @@ mod sys;
 pub mod user;
 
 pub use cgroup::Cgroup;
+pub use init::files::NETWORK_SETTINGS;
 pub use keeper::client::{KeeperClient, KeeperEvent};
 pub use keeper::keeper_main;
 pub use mounts::{ExternalMount, external_mounts};

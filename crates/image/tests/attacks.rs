@@ -216,7 +216,8 @@ async fn documents() {
     type P = PullError;
     type M = ManifestError;
     type F = FetchError;
-    let cases: [(&str, fn(&P) -> bool); 10] = [
+    type Case = (&'static str, fn(&PullError) -> bool);
+    let cases: [Case; 10] = [
         ("size", |e| matches!(e, P::Fetch { source: F::Size { .. }, .. })),
         ("huge", |e| matches!(e, P::Fetch { source: F::TooLong { .. }, .. })),
         ("many", |e| matches!(e, P::Manifest { source: M::TooManyLayers { count: 129 }, .. })),

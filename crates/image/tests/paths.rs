@@ -10,9 +10,14 @@ use std::path::Path;
 
 /// Few names, so that entries meet: as files, directories, links and parents of one another.
 fn path() -> impl Strategy<Value = String> {
-    let part = prop::sample::select(vec!["a", "b", "c", "..", ".", "", "OUT", ".wh.a", ".wh..wh..opq", ".wh.."]);
-    (any::<bool>(), prop::collection::vec(part, 1..5)).prop_map(|(absolute, parts)| {
-        format!("{}{}", if absolute && parts.len() % 4 == 0 { "/" } else { "" }, parts.join("/"))
+    // What is refused at once is rare, so that most archives get far.
+    let part = prop_oneof![
+        20 => prop::sample::select(vec!["a", "b", "c", "OUT"]),
+        3 => prop::sample::select(vec![".", "", ".wh.a", ".wh..wh..opq"]),
+        1 => prop::sample::select(vec!["..", ".wh.."]),
+    ];
+    (0..30, prop::collection::vec(part, 1..4)).prop_map(|(absolute, parts)| {
+        format!("{}{}", if absolute == 0 { "/" } else { "" }, parts.join("/"))
     })
 }
 
@@ -30,7 +35,7 @@ fn target() -> impl Strategy<Value = String> {
 }
 
 fn entries() -> impl Strategy<Value = Vec<(u8, String, String)>> {
-    prop::collection::vec((prop::sample::select(b"0123456".to_vec()), path(), target()), 1..12)
+    prop::collection::vec((prop::sample::select(b"002225553461".to_vec()), path(), target()), 1..10)
 }
 
 /// Everything below `dir`, with what a write could change.
@@ -90,6 +95,7 @@ fn nothing_outside_changes() {
         prop_assert!(names(&dir.path().join("store/layers")).is_empty());
     });
     let accepted = accepted.get();
+    println!("{accepted} archives accepted");
     assert!(accepted > 20, "only {accepted} archives were accepted: the test hardly tests");
 }
 

@@ -1,5 +1,6 @@
 //! The verbs, one file each.
 
+pub mod agent;
 pub mod container;
 pub mod env;
 pub mod events;
@@ -30,10 +31,11 @@ pub fn run(cli: Cli, printer: &Printer) -> Result<u8> {
     if let Verb::Keeper(args) = &verb {
         return Ok(keeper::run(args));
     }
-    let is_daemon = false;
+    let is_daemon = matches!(verb, Verb::Agent(_));
     printer.start_tracing(global.verbose, is_daemon);
     match verb {
         Verb::Lab(verb) => lab::run(&global, printer, verb),
+        Verb::Agent(args) => on_runtime(Builder::new_multi_thread(), agent::run(args)),
         verb => on_runtime(Builder::new_current_thread(), ask(&global, verb, printer)),
     }
 }

@@ -5,6 +5,8 @@ use super::tar::{Entry, Extensions, Kind, TarError};
 
 pub(super) const BLOCK: usize = 512;
 pub(super) type Block = [u8; BLOCK];
+/// Key and value of a PAX record; values may be binary.
+pub(super) type Record = (Vec<u8>, Vec<u8>);
 
 /// The sum of all bytes with the checksum field taken as spaces must be what the field says; some
 /// old writers summed signed bytes.
@@ -44,7 +46,7 @@ pub(super) fn until_zero(bytes: &[u8]) -> &[u8] {
 }
 
 /// `LENGTH key=value\n` records, LENGTH counting the whole record.
-pub(super) fn pax_records(mut data: &[u8], at: u64) -> Result<Vec<(Vec<u8>, Vec<u8>)>, TarError> {
+pub(super) fn pax_records(mut data: &[u8], at: u64) -> Result<Vec<Record>, TarError> {
     let bad = TarError::Field { at, field: "PAX record" };
     let mut records = Vec::new();
     // Some writers pad the last record with zeros.

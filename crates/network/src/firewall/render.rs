@@ -41,6 +41,7 @@ impl Rules<'_> {
         let to_gateway = format!("ether daddr {GATEWAY_MAC} ether daddr set {own_mac} meta pkttype set host");
         let known = self.ports.iter().chain(self.parked);
         let port_address = known.clone().map(|p| format!("{} . {} . {}", link_name::port(&p.id), p.mac, p.address));
+        let same_port = known.clone().map(|p| format!("{0} . {0}", link_name::port(&p.id)));
         let port_mac = known.map(|p| format!("{} . {}", link_name::port(&p.id), p.mac));
         let gateway = self.environments.iter().map(|e| format!("{} . {}", link_name::vxlan(e.vni), e.gateway));
         let address = self.environments.iter().map(|e| e.gateway.to_string());
@@ -49,7 +50,7 @@ impl Rules<'_> {
         let diverted = self.diverted.iter().map(|(vni, mac)| format!("{} . {mac}", link_name::vxlan(*vni)));
         format!(
             "table bridge godwit {{
-{}{}{}{}{}{}  chain prerouting {{
+{}{}{}{}{}{}{}  chain prerouting {{
     type filter hook prerouting priority -300; policy accept;
     iifname \"gwp*\" jump from_container
     iifname \"gwx*\" jump from_overlay
@@ -87,6 +88,7 @@ impl Rules<'_> {
     type filter hook forward priority 0; policy accept;
     iifname \"gwx*\" oifname \"gwx*\" jump back_into_overlay
     oifname \"gwx*\" ether type arp oifname . arp daddr ip @gateway drop
+    iifname . oifname @same_port ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00 drop
   }}
   chain back_into_overlay {{
     oifname . ether daddr @diverted accept
@@ -101,6 +103,7 @@ impl Rules<'_> {
 ",
             set("port_mac", "ifname . ether_addr", port_mac),
             set("port_address", "ifname . ether_addr . ipv4_addr", port_address),
+            set("same_port", "ifname . ifname", same_port),
             set("gateway", "ifname . ipv4_addr", gateway),
             set("gateway_address", "ipv4_addr", address),
             map("parked", "ifname . ether_addr : ether_addr", parked),

@@ -6,12 +6,15 @@ use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use godwit_network::{
     Endpoint, EnvironmentNetwork, GATEWAY_MAC, HostNetwork, HostNetworkConfig, Location, Mac, Port, PublishedPort,
     Subnet,
 };
 use nix::sched::{CloneFlags, setns};
+
+use crate::wire::ping;
 
 pub const MTU: u32 = 1450;
 
@@ -68,7 +71,7 @@ impl Space {
     }
 
     pub fn pings(&self, address: Ipv4Addr) -> bool {
-        self.ok(&format!("ping -n -q -c 1 -W 1 {address}"))
+        self.inside(|| ping(address, 56, Duration::from_secs(1)))
     }
 
     /// Runs `work` on a thread in this namespace and waits for it.

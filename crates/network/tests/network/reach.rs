@@ -9,7 +9,8 @@ use godwit_network::{Protocol, PublishedPort};
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
 
-use crate::lab::{CLIENT, Environment, Space, World, apply, is_root};
+use crate::lab::{CLIENT, Environment, MTU, Space, World, apply, is_root};
+use crate::wire::ping;
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -30,9 +31,8 @@ fn containers_reach_each_other_by_address() {
         }
         assert!(from.space.pings(env.gateway()), "{} to its gateway", from.port.address);
         assert!(from.space.pings(CLIENT), "{} to the outside", from.port.address);
-        // A full packet crosses the overlay without fragments.
-        let line = format!("ping -n -q -c 1 -W 1 -M do -s {} {}", 1450 - 28, env.containers[2].port.address);
-        assert!(from.space.ok(&line), "{line}");
+        let full = from.space.inside(|| ping(env.containers[2].port.address, MTU as usize - 28, PATIENCE));
+        assert!(full, "a full packet crosses the overlay");
     }
     // The gateway's own entry may get lost in a container: the question is answered, and by the local host.
     let space = &env.containers[0].space;

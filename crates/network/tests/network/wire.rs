@@ -1,13 +1,15 @@
 //! Raw frames, for tests that must send what no honest stack sends.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use godwit_network::Mac;
 use nix::libc;
 use nix::sys::socket::sockopt::ReceiveTimeout;
-use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrIn, recv, send, sendto, setsockopt, socket,
+};
 use nix::sys::time::TimeVal;
 
 /// Sends frames on `eth0` of the calling thread's namespace.
@@ -82,4 +84,30 @@ pub fn arp(operation: u16, sender: (Mac, Ipv4Addr), target: (Mac, Ipv4Addr), mar
     packet.extend(target.1.octets());
     packet.extend(mark);
     packet
+}
+
+/// Whether `address` answers an echo request with `payload_bytes` of payload within `patience`, asked from the
+/// calling thread's namespace.
+pub fn ping(address: Ipv4Addr, payload_bytes: usize, patience: Duration) -> bool {
+    let icmp = Some(SockProtocol::Icmp);
+    let socket = socket(AddressFamily::Inet, SockType::Raw, SockFlag::empty(), icmp).unwrap();
+    setsockopt(&socket, ReceiveTimeout, &TimeVal::new(0, 20_000)).unwrap();
+    let identifier = (std::process::id() as u16).to_be_bytes();
+    let mut packet = [&[8, 0, 0, 0][..], &identifier, &[0, 1], &vec![0; payload_bytes]].concat();
+    let sum: u32 = packet.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    packet[2..4].copy_from_slice(&(!(((sum & 0xffff) + (sum >> 16)) as u16)).to_be_bytes());
+    let to = SockaddrIn::from(SocketAddrV4::new(address, 0));
+    if sendto(socket.as_raw_fd(), &packet, &to, MsgFlags::empty()).is_err() {
+        return false;
+    }
+    let end = Instant::now() + patience;
+    let mut buffer = vec![0; 4096];
+    while Instant::now() < end {
+        let Ok(length) = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty()) else { continue };
+        // Behind the IPv4 header: type 0 is the echo reply (RFC 792).
+        if length >= 28 && buffer[12..16] == address.octets() && buffer[20] == 0 && buffer[24..26] == identifier {
+            return true;
+        }
+    }
+    false
 }

@@ -144,6 +144,7 @@ fn not_ready(env: &EnvironmentView) -> Vec<String> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
 
