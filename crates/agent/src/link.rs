@@ -9,7 +9,7 @@ use godwit_api::routes;
 use godwit_api::types::ErrorBody;
 use thiserror::Error;
 use tokio::net::TcpStream;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::WebSocketStream;
@@ -74,7 +74,6 @@ pub async fn dial(host: &Host, path: &str) -> Result<Socket, DialError> {
 #[derive(Clone)]
 pub struct Voice {
     queue: mpsc::Sender<FromAgent>,
-    up: watch::Receiver<bool>,
 }
 
 impl Voice {
@@ -83,27 +82,16 @@ impl Voice {
             tracing::warn!("a message to the controller was dropped: the link is down or too slow");
         }
     }
-
-    pub fn link_up(&self) -> bool {
-        *self.up.borrow()
-    }
-
-    /// Sees the link come and go.
-    pub fn link(&self) -> watch::Receiver<bool> {
-        self.up.clone()
-    }
 }
 
 /// The other end of [`Voice`], owned by [`run`].
 pub struct Line {
     queue: mpsc::Receiver<FromAgent>,
-    up: watch::Sender<bool>,
 }
 
 pub fn voice() -> (Voice, Line) {
     let (queue, receiver) = mpsc::channel(QUEUE_MESSAGES);
-    let (up, up_receiver) = watch::channel(false);
-    (Voice { queue, up: up_receiver }, Line { queue: receiver, up })
+    (Voice { queue }, Line { queue: receiver })
 }
 
 /// Keeps the link; returns only when the agent ends.
@@ -116,7 +104,6 @@ pub async fn run(host: Arc<Host>, mut line: Line) {
                 said.clear();
                 pause = FIRST_PAUSE_MS;
                 let end = serve(&host, &mut line, socket).await;
-                let _ = line.up.send(false);
                 tracing::warn!(reason = end, "the link to the controller is down; containers go on");
             }
             Err(error) => {
@@ -144,7 +131,6 @@ async fn serve(host: &Arc<Host>, line: &mut Line, mut socket: Socket) -> String 
     if let Err(reason) = write(&mut socket, &host.status()).await {
         return reason;
     }
-    let _ = line.up.send(true);
     tracing::info!(controller = host.config.controller, "linked to the controller");
     let mut beat = interval(Duration::from_millis(HEARTBEAT_MS));
     beat.set_missed_tick_behavior(MissedTickBehavior::Delay);

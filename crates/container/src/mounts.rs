@@ -123,9 +123,11 @@ pub fn prepare_sources(dir: &Path, id_base: u32) -> Result<(), PrepareError> {
     for (name, target) in links {
         let path = dev.join(name);
         match symlink(target, &path) {
-            Err(error) if exists(&error) => {}
+            Err(error) if exists(&error) => continue,
             other => other.map_err(failed(&path))?,
         }
+        chownat(CWD, &path, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
+            .map_err(|error| failed(&path)(error.into()))?;
     }
     Ok(())
 }

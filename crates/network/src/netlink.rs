@@ -54,6 +54,8 @@ pub(crate) struct PortMode {
     pub group_flood: bool,
     /// A frame may leave by the port it came in.
     pub hairpin: bool,
+    /// The bridge itself answers questions (ARP) about containers behind this port, from the host's own entries.
+    pub answer: bool,
 }
 
 impl Netlink {
@@ -172,6 +174,7 @@ impl Netlink {
         }
         let port = LinkBridgePort::new(link.index).learning(false).flood(mode.flood);
         let port = port.bcast_flood(mode.group_flood).mcast_flood(mode.group_flood).hairpin(mode.hairpin);
+        let port = port.neigh_suppress(mode.answer);
         let request = self.handle.link().set_port(port.build());
         request.execute().await.map_err(refused("set the port flags of", &link.name))
     }

@@ -76,9 +76,12 @@ impl HostNetwork {
 
     /// Frames may leave by the overlay port they came in by only while a container of this network is leaving, and
     /// then only its frames (see the firewall): without that rule a broadcast would circle between hosts for ever.
+    ///
+    /// Questions about containers elsewhere are answered here. During a move nobody else would answer them, and a
+    /// sender that asks in vain asks again only after a second.
     fn vxlan_mode(&self, vni: u32) -> PortMode {
         let hairpin = self.inner.moving.lock().any_diverted(vni);
-        PortMode { flood: true, group_flood: true, hairpin }
+        PortMode { flood: true, group_flood: true, hairpin, answer: true }
     }
 
     pub(crate) async fn set_vxlan_mode(&self, vni: u32) -> Result<(), NetworkError> {

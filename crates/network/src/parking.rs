@@ -45,7 +45,7 @@ const STRAGGLER_MS: i64 = 5;
 /// Frames handed on in one go before commands are looked at again.
 const MAX_BATCH_FRAMES: usize = 4096;
 /// The tap gets frames for its own MAC and no others.
-const TAP_PORT: PortMode = PortMode { flood: false, group_flood: false, hairpin: false };
+const TAP_PORT: PortMode = PortMode { flood: false, group_flood: false, hairpin: false, answer: false };
 /// Frames that fit between two turns of the thread.
 const TAP_QUEUE_FRAMES: u32 = 8192;
 

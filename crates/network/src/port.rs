@@ -12,7 +12,7 @@ use crate::types::{GATEWAY_MAC, Port};
 /// Nothing unknown is flooded to a container, so it cannot watch its neighbours' frames. Frames may leave by the port
 /// they came in by: with bridge netfilter on, that is the way of a container to its own published port (the rules keep
 /// its broadcasts from coming back).
-const CONTAINER_PORT: PortMode = PortMode { flood: false, group_flood: true, hairpin: true };
+const CONTAINER_PORT: PortMode = PortMode { flood: false, group_flood: true, hairpin: true, answer: false };
 
 impl HostNetwork {
     /// Gives the network namespace of process `pid` its interface `eth0`: MAC, address, default route, neighbour

@@ -10,6 +10,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use godwit_network::{Parking, Port, Protocol, PublishedPort};
+use nix::sys::socket::setsockopt;
+use nix::sys::socket::sockopt::RcvBufForce;
 
 use crate::lab::{Environment, Space, World, apply, is_root};
 
@@ -73,7 +75,10 @@ fn listen(socket: UdpSocket, stop: Arc<AtomicBool>) -> JoinHandle<(Vec<Word>, Ud
 }
 
 fn bind(space: &Space) -> UdpSocket {
-    space.inside(|| UdpSocket::bind(("0.0.0.0", PORT)).unwrap())
+    let socket = space.inside(|| UdpSocket::bind(("0.0.0.0", PORT)).unwrap());
+    // All that waited arrives at once: room for it, or the socket itself would drop what the network delivered.
+    setsockopt(&socket, RcvBufForce, &(16 << 20)).unwrap();
+    socket
 }
 
 fn park(world: &World, host: usize, port: &Port) -> Parking {
@@ -130,8 +135,6 @@ fn move_under_load(bridge_nf: bool) {
     thread::sleep(SETTLE);
     assert_eq!(parking.counts().frames, 0, "a parking must not hold frames before the source diverts");
 
-    let mut dumps: Vec<_> = [source, destination].iter().enumerate().map(|(i,h)| std::process::Command::new("nsenter").arg(format!("--net=/proc/{}/ns/net", h.space.pid)).args(["tcpdump","-n","-i","any","-w"]).arg(format!("/tmp/gw{i}.pcap")).spawn().unwrap()).collect();
-    thread::sleep(Duration::from_millis(800));
     // Freeze.
     freeze.store(true, Ordering::Relaxed);
     let (mut heard, socket) = server.join().unwrap();
@@ -175,8 +178,6 @@ fn move_under_load(bridge_nf: bool) {
         "bridge_nf {bridge_nf}: divert {diverted:?}, attach {attached:?}, plug {plugged:?}, deliver {:?}: {delivered:?}",
         began.elapsed()
     );
-    thread::sleep(SETTLE);
-    for d in &mut dumps { let _=nix::sys::signal::kill(nix::unistd::Pid::from_raw(d.id() as i32), nix::sys::signal::Signal::SIGTERM); d.wait().unwrap(); }
     assert_eq!(delivered.dropped, 0);
     assert!(delivered.frames > 0);
     thread::sleep(SETTLE);
