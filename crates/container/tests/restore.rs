@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::os::unix::net::UnixStream;
 use std::process::Command;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use godwit_container::KeeperEvent;
 use godwit_container::external_mounts;
 use godwit_container::keeper::protocol::{Event, Request, RestoreSpec};
 use godwit_container::keeper::state::Phase;
-use godwit_criu::{Criu, Directories, DumpOptions, Ends, ExternalMount, Message, Session};
+use godwit_criu::{Criu, Directories, DumpOptions, Ends, ExternalMount, Message, PageServerOptions, PassedFd, Session};
 
 /// CRIU's images and working files, on a tmpfs; unmounted and removed at the end.
 struct Images(tempfile::TempDir);
@@ -32,28 +33,42 @@ impl Images {
 }
 
 fn dump(world: &World, pid: u32, images: &Images) {
-    let mut session = Session::start(&Criu::find().unwrap(), Vec::new(), Ends::Undone).unwrap();
+    let (pages_in, pages_out) = UnixStream::pair().unwrap();
+    let criu = Criu::find().unwrap();
+    let directories = Directories { images: images.path("images"), work: images.path("work") };
+    let socket = |stream: UnixStream| vec![PassedFd { number: 10, fd: stream.into() }];
+    let mut server = Session::start(&criu, socket(pages_in), Ends::Undone).unwrap();
+    server.request_page_server(&PageServerOptions { directories: directories.clone(), socket_fd: 10 }).unwrap();
+    let server_pid = match server.receive_within(Duration::from_secs(10)) {
+        Ok(Message::PageServer { pid }) => pid,
+        other => panic!("{other:?}: {}", std::fs::read_to_string(images.path("work/page-server.log")).unwrap_or_default()),
+    };
+    let mut session = Session::start(&criu, socket(pages_out), Ends::Undone).unwrap();
     let mounts = external_mounts(&world.spec, world.dir());
     session
         .request_dump(&DumpOptions {
             pid: pid.cast_signed(),
-            directories: Directories { images: images.path("images"), work: images.path("work") },
+            directories,
             freeze_cgroup: world.cgroup().freezer_directory().unwrap(),
             external_mounts: mounts
                 .into_iter()
                 .map(|m| ExternalMount { target: m.target_in_container, source: m.source_on_host })
                 .collect(),
             root: world.spec.rootfs.clone(),
-            page_server_fd: None,
+            page_server_fd: Some(10),
         })
         .unwrap();
     loop {
         match session.receive_within(Duration::from_secs(30)) {
-            Ok(Message::Dumped) => return,
+            Ok(Message::Dumped) => break,
             Ok(Message::Notify { .. }) => session.proceed(true).unwrap(),
             other => panic!("{other:?}: {}", std::fs::read_to_string(images.path("work/dump.log")).unwrap_or_default()),
         }
     }
+    drop(session);
+    server.request_wait(server_pid).unwrap();
+    let ended = server.receive_within(Duration::from_secs(10)).unwrap();
+    assert_eq!(ended, Message::Done { status: Some(0) }, "the page server has stored everything");
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::Mutex;
 
@@ -11,9 +12,9 @@ use crate::error::NetworkError;
 use crate::firewall::{self, Rules};
 use crate::link_name::{self, PortRecord};
 use crate::netlink::{Link, Netlink};
-use crate::state::{Moving, State};
+use crate::state::{Divert, Moving, State};
 use crate::sysctl;
-use crate::types::{EnvironmentNetwork, HostNetworkConfig, Location, Mac, refuse_collisions};
+use crate::types::{EnvironmentNetwork, HostNetworkConfig, Mac, refuse_collisions};
 
 /// The network of this host. Clones share one state.
 ///
@@ -64,7 +65,7 @@ impl HostNetwork {
         let mut errors = Vec::new();
         let keep: BTreeSet<u32> = wanted.iter().map(|environment| environment.vni).collect();
         state.environments = self.accept(wanted, &state.environments, &mut errors);
-        self.forget_finished_diverts(&state.environments).await.unwrap_or_else(|error| errors.push(error));
+        self.settle_diverts(&state.environments).await.unwrap_or_else(|error| errors.push(error));
 
         match firewall::tables().await {
             Ok(tables) if tables.len() == firewall::TABLES.len() => {}
@@ -116,20 +117,14 @@ impl HostNetwork {
         kept.map(|(_, environment)| environment).collect()
     }
 
-    /// A divert is over when the container's entry says it is elsewhere and its port here is out of the bridge, or
-    /// when nobody knows the container any more.
-    async fn forget_finished_diverts(&self, environments: &[EnvironmentNetwork]) -> Result<(), NetworkError> {
+    /// See [`crate::state::Steps::settle_diverts`].
+    async fn settle_diverts(&self, environments: &[EnvironmentNetwork]) -> Result<(), NetworkError> {
         if self.inner.moving.lock().diverted.is_empty() {
             return Ok(());
         }
         let links = self.inner.netlink.links().await?;
-        let plugged: BTreeSet<(u32, Mac)> = plugged_ports(&links).map(|(port, _)| (port.vni, port.mac)).collect();
-        let endpoints = environments.iter().flat_map(|e| e.endpoints.iter().map(move |endpoint| (e.vni, endpoint)));
-        let local: BTreeSet<(u32, Mac)> = endpoints
-            .filter(|(_, endpoint)| endpoint.at == Location::Local)
-            .map(|(vni, endpoint)| (vni, endpoint.mac))
-            .collect();
-        self.inner.moving.lock().diverted.retain(|key, _| plugged.contains(key) || local.contains(key));
+        let plugged = plugged_ports(&links).map(|(port, _)| (port.vni, port.mac)).collect();
+        self.inner.moving.lock().settle_diverts(environments, &plugged, Instant::now());
         Ok(())
     }
 
@@ -187,21 +182,21 @@ impl HostNetwork {
     /// Gets ready to send frames of this container on to another host: `nft` is run now and not while the container
     /// is frozen. Call before the freeze. Changes no path yet; undone by [`HostNetwork::plug`].
     pub async fn prepare_divert(&self, mac: Mac, vni: u32) -> Result<(), NetworkError> {
-        self.inner.moving.lock().diverted.entry((vni, mac)).or_insert(None);
+        self.inner.moving.lock().diverted.entry((vni, mac)).or_default();
         let mut state = self.inner.state.lock().await;
         self.sync_firewall(&mut state).await?;
         self.set_vxlan_mode(vni).await
     }
 
     /// From now on frames for `mac` go to the host with tunnel address `to`: those of local senders and those of
-    /// hosts that still think the container is here. Undone by [`HostNetwork::plug`]; ends by itself when an apply
-    /// says the container is elsewhere and its port is out of the bridge.
+    /// hosts that still think the container is here. Undone by [`HostNetwork::plug`]; ends by itself with an apply one
+    /// minute after the first that said the container is elsewhere while its port here was out of the bridge.
     pub async fn divert(&self, mac: Mac, vni: u32, to: Ipv4Addr) -> Result<(), NetworkError> {
         if !self.inner.moving.lock().diverted.contains_key(&(vni, mac)) {
             self.prepare_divert(mac, vni).await?;
         }
         let vxlan = self.inner.netlink.existing(&link_name::vxlan(vni)).await?;
-        self.inner.moving.lock().diverted.insert((vni, mac), Some(to));
+        self.inner.moving.lock().diverted.insert((vni, mac), Divert { to: Some(to), ends: None });
         self.inner.netlink.forward_to_host(&vxlan, mac, to).await
     }
 

@@ -151,7 +151,7 @@ fn desired(
     });
     let here = plugged.iter().map(|(port, link)| (port.mac, None, Some(link.index)));
     for (mac, remote, port) in here.clone().chain(elsewhere) {
-        let leaving = steps.diverted.get(&(environment.vni, mac)).copied().flatten();
+        let leaving = steps.diverted.get(&(environment.vni, mac)).and_then(|divert| divert.to);
         let shadowed = port.is_none() && here.clone().any(|(other, _, _)| other == mac);
         if steps.is_parked(environment.vni, mac) || shadowed {
             continue;
@@ -168,6 +168,7 @@ fn desired(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::Divert;
     use crate::types::{Endpoint, Mac, Subnet};
 
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
@@ -200,7 +201,7 @@ mod tests {
         assert_eq!(entries_for(Location::Remote(THERE), true, &still), [Kind::Port]);
         assert_eq!(entries_for(Location::Local, false, &still), []);
         let mut leaving = Steps::default();
-        leaving.diverted.insert((7, MAC), Some(OTHER));
+        leaving.diverted.insert((7, MAC), Divert { to: Some(OTHER), ends: None });
         assert_eq!(entries_for(Location::Local, true, &leaving), [Kind::Tunnel(OTHER), Kind::Port]);
         let mut parked = Steps::default();
         let record = PortRecord { id: "1".repeat(12), vni: 7, mac: MAC, address: Ipv4Addr::new(10, 7, 0, 9) };

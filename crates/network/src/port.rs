@@ -1,6 +1,7 @@
 //! A container's port: made with its namespace, plugged into its environment's bridge, unplugged, removed.
 
 use crate::error::NetworkError;
+use crate::forwarding::Kind;
 use crate::host::HostNetwork;
 use crate::link_name::{self, PortRecord};
 use crate::namespace;
@@ -55,10 +56,14 @@ impl HostNetwork {
             return netlink.join(&link, bridge.index, CONTAINER_PORT).await;
         }
         self.sync_firewall(&mut *self.inner.state.lock().await).await?;
-        let diverted = self.inner.moving.lock().diverted.remove(&(record.vni, record.mac)).is_some();
+        let diverted = self.inner.moving.lock().diverted.remove(&(record.vni, record.mac));
         netlink.join(&link, bridge.index, CONTAINER_PORT).await?;
         netlink.forward_to_port(&link, record.mac).await?;
-        if diverted {
+        if let Some(divert) = diverted {
+            if let Some(to) = divert.to {
+                let vxlan = netlink.existing(&link_name::vxlan(record.vni)).await?;
+                netlink.forget(&vxlan, record.mac, Kind::Tunnel(to)).await?;
+            }
             self.set_vxlan_mode(record.vni).await?;
             self.sync_firewall(&mut *self.inner.state.lock().await).await?;
         }
