@@ -122,7 +122,7 @@ fn try_system_calls() {
     };
     let mut page = [0u8; 4096];
     let page = page.as_mut_ptr();
-    let calls: [(&str, i64, [i64; 3]); 30] = [
+    let calls: [(&str, i64, [i64; 3]); 31] = [
         ("io_uring_setup", libc::SYS_io_uring_setup, [8, page as i64, 0]),
         ("io_uring_enter", libc::SYS_io_uring_enter, [-1, 0, 0]),
         ("io_uring_register", libc::SYS_io_uring_register, [-1, 0, 0]),
@@ -148,6 +148,7 @@ fn try_system_calls() {
         ("socket alg", libc::SYS_socket, [38, 5, 0]),
         ("socket packet", libc::SYS_socket, [17, 3, 0]),
         ("socket raw", libc::SYS_socket, [2, 3, 1]),
+        ("socket ping", libc::SYS_socket, [2, 2, 1]),
         ("socket mptcp", libc::SYS_socket, [2, 1, 262]),
         ("socket sctp", libc::SYS_socket, [2, 1, 132]),
         ("socket tcp", libc::SYS_socket, [2, 1, 0]),
@@ -192,7 +193,7 @@ fn system_calls_answer_as_the_table_says() {
         ("mq_open", enosys), ("userfaultfd", eperm), ("bpf", eperm), ("perf_event_open", eperm), ("add_key", eperm),
         ("keyctl", eperm), ("setns", eperm), ("unshare user", eperm), ("unshare files", 0), ("clone user", eperm),
         ("mount", eperm), ("fsopen", eperm), ("open_tree", eperm), ("open_by_handle_at", eperm), ("init_module", eperm),
-        ("kexec_load", eperm), ("reboot", eperm), ("clock_settime", eperm), ("socket raw", eperm), ("socket tcp", 0), ("personality", eperm),
+        ("kexec_load", eperm), ("reboot", eperm), ("clock_settime", eperm), ("socket raw", eperm), ("socket tcp", 0), ("socket ping", 0), ("personality", eperm),
         ("socket vsock", libc::EAFNOSUPPORT), ("socket alg", libc::EAFNOSUPPORT), ("socket packet", libc::EAFNOSUPPORT),
         ("socket mptcp", libc::EPROTONOSUPPORT), ("socket sctp", libc::EPROTONOSUPPORT),
     ] {
