@@ -62,7 +62,7 @@ fn a_shell_as_root_inside_reaches_nothing_outside() {
     script += "echo processes: $(ls /proc | grep -c '^[0-9]')\n\
         cat /proc/self/uid_map /proc/self/gid_map; \
         grep -E 'Cap|NoNewPrivs|Seccomp:' /proc/self/status; \
-        cat /proc/self/mountinfo; ls -l /dev; ping -c 1 -W 1 127.0.0.1 | grep received; \
+        cat /proc/self/mountinfo; ls -l /dev;\
         echo x > /dev/null && head -c 4 /dev/urandom | wc -c; cat /proc/net/dev | grep -c :; ls -l /proc/self/fd; \
         touch /tmp/mine; cat /proc/sys/net/mptcp/enabled /proc/sys/net/ipv4/ping_group_range /proc/sys/net/ipv4/ip_unprivileged_port_start; cat /proc/1/cgroup";
     let world = World::new("isolation", &script);
@@ -80,7 +80,7 @@ fn a_shell_as_root_inside_reaches_nothing_outside() {
     for want in [
         format!("CapEff:\t{kept}"), format!("CapPrm:\t{kept}"), format!("CapBnd:\t{kept}"),
         "CapInh:\t0000000000000000".into(), "CapAmb:\t0000000000000000".into(),
-        "NoNewPrivs:\t1".into(), "Seccomp:\t2".into(), "1 packets received".into(),
+        "NoNewPrivs:\t1".into(), "Seccomp:\t2".into(),
     ] {
         assert!(log.contains(&want), "{want} in {log}");
     }

@@ -67,6 +67,6 @@ async fn ask(global: &Global, verb: Verb, printer: &Printer) -> Result<u8> {
         Verb::Move(verb) => moves::run(&client, printer, verb).await,
         Verb::Events(args) => events::run(&client, printer, args).await,
         // Run above.
-        Verb::Version | Verb::Agent(_) | Verb::Lab(_) | Verb::Keeper(_) => Ok(DONE),
+        Verb::Version | Verb::Agent(_) | Verb::Lab(_) | Verb::Agent(_) | Verb::Keeper(_) => Ok(DONE),
     }
 }
