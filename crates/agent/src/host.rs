@@ -204,7 +204,7 @@ async fn carry_out(host: &Arc<Host>, desired: &Desired) {
         locked(&host.tasks).iter().filter(|(id, _)| !wanted.contains(id)).map(|(_, t)| t.clone()).collect();
     for task in unwanted {
         let replaced = desired.containers.iter().any(|a| a.spec.name == *task.name());
-        task.tell(Command::Unassign { keep_volumes: replaced });
+        task.tell(Command::Unassign { keep_volumes: replaced || desired.volumes.contains(task.name()) });
     }
     let active = |id: &MoveId, role| desired.moves.iter().any(|m| m.id == *id && m.role == role);
     let stale: Vec<Arc<Incoming>> = locked(&host.incoming)
@@ -215,6 +215,7 @@ async fn carry_out(host: &Arc<Host>, desired: &Desired) {
     for incoming in stale {
         incoming.discard_if_idle(host, "the controller does not know this move any more").await;
     }
+    task::sweep_volumes(host).await;
 }
 
 async fn assign(host: &Arc<Host>, assignment: &Assignment, desired: &Desired) {

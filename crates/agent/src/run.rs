@@ -89,6 +89,8 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
     });
     // What lived before this agent did, before anything is decided about it.
     task::adopt_all(&host, last.as_deref()).await;
+    let arriving: Vec<_> = crate::host::locked(&host.incoming).keys().cloned().collect();
+    moves::dump::WorkDirs::sweep(&host, &arriving);
     host.desired.send_replace(last);
     tokio::spawn(supervise(Arc::clone(&host), ledger));
     tokio::spawn(moves::listen(Arc::clone(&host), listener));

@@ -102,6 +102,9 @@ pub struct Desired {
     pub store_id: String,
     pub revision: u64,
     pub containers: Vec<Assignment>,
+    /// Containers that are not assigned here, whose volumes stay here all the same: one takes them over, or arrives.
+    #[serde(default)]
+    pub volumes: Vec<ContainerName>,
     pub networks: Vec<NetworkSpec>,
     /// Moves that are not over and have this host on one side.
     pub moves: Vec<MoveRef>,

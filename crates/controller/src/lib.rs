@@ -1,1 +1,24 @@
+//! What decides: the API's implementation, reconcilers that take no input, the saga of a move.
+//!
+//! ```text
+//!  people ──▶ http ──▶ apply, containers, moves ──▶ state (snapshot + transactions) ──▶ store
+//!                                                     │ every change wakes
+//!                       links (one per agent) ◀───────┼── desired: what each host shall be
+//!                          │ reports                  └── reconcile: place, collect, resume moves
+//!                          └──────────────────────────────▲
+//! ```
+//! Nothing in here touches a host: agents do, told by [`links`].
+#![forbid(unsafe_code)]
 
+pub mod apply;
+pub mod containers;
+mod core;
+mod desired;
+mod http;
+mod links;
+mod moves;
+mod reconcile;
+mod run;
+pub mod state;
+
+pub use run::{ControllerConfig, RunError, run};

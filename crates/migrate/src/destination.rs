@@ -62,16 +62,37 @@ pub struct Received {
     pub since_freeze_ms: f64,
 }
 
+/// A connection whose first frame has been read: which move it is about.
+pub struct Arrival<R> {
+    reader: FrameReader<R>,
+    offer: Offer,
+}
+
+impl<R> Arrival<R> {
+    pub fn move_id(&self) -> &str {
+        &self.offer.move_id
+    }
+}
+
+/// Reads what a new connection offers.
+pub async fn arrival<R: AsyncRead + Unpin>(reader: R) -> Result<Arrival<R>, ReceiveError> {
+    let mut reader = FrameReader::new(reader);
+    let offer = tokio::time::timeout(Duration::from_millis(OFFER_TIMEOUT_MS), reader.expect(Kind::Offer, "an offer"))
+        .await
+        .map_err(|_| ReceiveError::Silent)??;
+    Ok(Arrival { offer: offer.json()?, reader })
+}
+
 /// Runs the destination's side up to the point where the processes could run.
-pub async fn receive<R, W, L>(reader: R, writer: W, landing: &mut L) -> Result<Received, ReceiveError>
+pub async fn receive<R, W, L>(arrival: Arrival<R>, writer: W, landing: &mut L) -> Result<Received, ReceiveError>
 where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
     L: Landing,
 {
-    let mut reader = FrameReader::new(reader);
+    let Arrival { mut reader, offer } = arrival;
     let mut writer = FrameWriter::new(writer);
-    handshake(&mut reader, &mut writer, landing).await?;
+    handshake(&offer, &mut writer, landing).await?;
     let mut files = Writer::open(&landing.trees())?;
     let mut frozen_at: Option<Instant> = None;
     let mut image: Option<tokio::fs::File> = None;
@@ -125,21 +146,12 @@ where
     }
 }
 
-async fn handshake<R, W, L>(
-    reader: &mut FrameReader<R>,
-    writer: &mut FrameWriter<W>,
-    landing: &mut L,
-) -> Result<(), ReceiveError>
+async fn handshake<W, L>(offer: &Offer, writer: &mut FrameWriter<W>, landing: &mut L) -> Result<(), ReceiveError>
 where
-    R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
     L: Landing,
 {
-    let offer = tokio::time::timeout(Duration::from_millis(OFFER_TIMEOUT_MS), reader.expect(Kind::Offer, "an offer"))
-        .await
-        .map_err(|_| ReceiveError::Silent)??;
-    let offer: Offer = offer.json()?;
-    let answer = negotiate(&offer).and_then(|version| {
+    let answer = negotiate(offer).and_then(|version| {
         landing.expects(&offer.move_id, &offer.container).map_err(|reason| Refuse { reason })?;
         Ok(version)
     });

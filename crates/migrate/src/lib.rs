@@ -14,5 +14,5 @@ pub mod files;
 pub mod source;
 pub mod wire;
 
-pub use destination::{Landing, ReceiveError, Received, receive};
+pub use destination::{Arrival, Landing, ReceiveError, Received, arrival, receive};
 pub use source::{SendError, Sent, Workload, send};

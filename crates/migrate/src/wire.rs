@@ -20,6 +20,8 @@
 //!
 //! Versions: the source offers a range, the destination takes the highest it knows; version N and N−1 are spoken.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
@@ -32,6 +34,9 @@ pub const OLDEST_VERSION: u32 = 1;
 /// The largest payload of a frame, in bytes.
 pub const MAX_PAYLOAD_BYTES: usize = 4 << 20;
 const HEADER_BYTES: usize = 16;
+/// A frame that cannot be written within this time ends the move, in milliseconds: the link is cut, and a container that
+/// stands still shall not wait for TCP to find that out.
+pub const STALL_TIMEOUT_MS: u64 = 8_000;
 
 /// What a frame is. Zero is no kind, so that zeroed memory is never a valid frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +71,8 @@ pub enum WireError {
     Io(#[from] std::io::Error),
     #[error("the other host closed the connection")]
     Closed,
+    #[error("nothing could be sent to the other host for {} s", STALL_TIMEOUT_MS / 1000)]
+    Stalled,
     #[error("the other host sent a frame of unknown kind {kind}; do both run compatible versions?")]
     UnknownKind { kind: u8 },
     #[error("the other host sent a frame of {bytes} bytes; {MAX_PAYLOAD_BYTES} is the limit")]
@@ -140,8 +147,11 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
         header[0] = kind as u8;
         header[4..8].copy_from_slice(&(payload.len() as u32).to_le_bytes());
         header[8..].copy_from_slice(&xxh3_64(payload).to_le_bytes());
-        self.inner.write_all(&header).await?;
-        self.inner.write_all(payload).await?;
+        let write = async {
+            self.inner.write_all(&header).await?;
+            self.inner.write_all(payload).await
+        };
+        tokio::time::timeout(Duration::from_millis(STALL_TIMEOUT_MS), write).await.map_err(|_| WireError::Stalled)??;
         self.sent_bytes += (HEADER_BYTES + payload.len()) as u64;
         Ok(())
     }
@@ -152,7 +162,8 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     }
 
     pub async fn flush(&mut self) -> Result<(), WireError> {
-        Ok(self.inner.flush().await?)
+        let flushed = tokio::time::timeout(Duration::from_millis(STALL_TIMEOUT_MS), self.inner.flush()).await;
+        Ok(flushed.map_err(|_| WireError::Stalled)??)
     }
 }
 

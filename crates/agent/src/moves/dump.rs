@@ -29,10 +29,31 @@ pub struct WorkDirs {
 }
 
 impl WorkDirs {
+    /// Where they are, or would be.
+    pub fn of(host: &Host, id: &MoveId) -> Self {
+        Self::below(host.config.moves_dir().join(id.as_str()))
+    }
+
+    fn below(top: PathBuf) -> Self {
+        Self { images: top.join("images"), work: top.join("work"), top }
+    }
+
+    /// Removes those of moves that ended with an earlier agent; `keep` are not over.
+    pub fn sweep(host: &Host, keep: &[MoveId]) {
+        for item in std::fs::read_dir(host.config.moves_dir()).into_iter().flatten().flatten() {
+            let name = item.file_name();
+            if keep.iter().any(|id| name == id.as_str()) {
+                continue;
+            }
+            if let Err(error) = Self::below(item.path()).remove() {
+                tracing::error!(%error, "an earlier move's working files are left behind");
+            }
+        }
+    }
+
     /// Readable by the container's own processes: they open images themselves during a restore.
     pub fn make(host: &Host, id: &MoveId) -> Result<Self, std::io::Error> {
-        let top = host.config.moves_dir().join(id.as_str());
-        let dirs = Self { images: top.join("images"), work: top.join("work"), top };
+        let dirs = Self::of(host, id);
         for path in [&dirs.top, &dirs.images, &dirs.work] {
             DirBuilder::new().mode(0o755).recursive(true).create(path)?;
         }

@@ -19,7 +19,7 @@ use godwit_image::Image;
 use godwit_migrate::destination::Landing;
 use godwit_migrate::source::PartError;
 use godwit_migrate::wire::Final;
-use godwit_migrate::{Received, receive};
+use godwit_migrate::{Arrival, Received, receive};
 use godwit_model::container::ContainerSpec;
 use godwit_model::event::EventKind;
 use godwit_model::migration::{DowntimePart, Phase};
@@ -208,9 +208,7 @@ impl Incoming {
     async fn unmake(&self, host: &Arc<Host>) {
         let volumes = volumes_dir(host, &self.spec.name);
         task::unmake(host, &self.spec.id, Some(volumes)).await;
-        if let Ok(dirs) = WorkDirs::make(host, &self.id)
-            && let Err(error) = dirs.remove()
-        {
+        if let Err(error) = WorkDirs::of(host, &self.id).remove() {
             tracing::error!(%error, "a move's working files are left behind");
         }
         locked(&host.incoming).remove(&self.id);
@@ -266,24 +264,30 @@ async fn prepare_rest(host: &Arc<Host>, id: &MoveId, spec: &ContainerSpec, image
 
 /// A connection from another host: its offer names the move; the rest of the move happens here.
 pub async fn connected(host: &Arc<Host>, peer: HostName, stream: TlsStream<TcpStream>) -> Result<(), String> {
-    // One arriving container of that host at a time waits for its stream: the offer is checked against it.
-    let candidates: Vec<Arc<Incoming>> = locked(&host.incoming).values().filter(|i| i.from == peer).cloned().collect();
-    for incoming in candidates {
-        let mut stage = incoming.stage.lock().await;
-        if !matches!(*stage, Stage::Ready(_)) {
-            continue;
-        }
-        let Stage::Ready(ready) = std::mem::replace(&mut *stage, Stage::Over) else { continue };
-        let (host, this) = (Arc::clone(host), Arc::clone(&incoming));
-        *stage = Stage::Receiving(tokio::spawn(async move { arrive(host, this, *ready, stream).await }));
-        return Ok(());
-    }
-    Err(format!("no container is expected from {peer}"))
-}
-
-async fn arrive(host: Arc<Host>, incoming: Arc<Incoming>, ready: Ready, stream: TlsStream<TcpStream>) {
     let (reader, writer) = tokio::io::split(stream);
     let reader = tokio::io::BufReader::with_capacity(256 << 10, reader);
+    let arrival = godwit_migrate::arrival(reader).await.map_err(|e| ErrorBody::from_chain(&e).one_line())?;
+    let unexpected = || format!("the move {} of {peer} is not expected here", arrival.move_id());
+    let id: MoveId = arrival.move_id().parse().map_err(|_| unexpected())?;
+    let incoming = locked(&host.incoming).get(&id).filter(|i| i.from == peer).cloned().ok_or_else(unexpected)?;
+    let mut stage = incoming.stage.lock().await;
+    match std::mem::replace(&mut *stage, Stage::Over) {
+        Stage::Ready(ready) => {
+            let (host, this) = (Arc::clone(host), Arc::clone(&incoming));
+            *stage = Stage::Receiving(tokio::spawn(async move { arrive(host, this, *ready, arrival, writer).await }));
+            Ok(())
+        }
+        other => {
+            *stage = other;
+            Err(unexpected())
+        }
+    }
+}
+
+type Reader = tokio::io::BufReader<tokio::io::ReadHalf<TlsStream<TcpStream>>>;
+type Writer = tokio::io::WriteHalf<TlsStream<TcpStream>>;
+
+async fn arrive(host: Arc<Host>, incoming: Arc<Incoming>, ready: Ready, arrival: Arrival<Reader>, writer: Writer) {
     let dirs = ready.dirs.clone();
     let mut arriving = Arriving {
         host: Arc::clone(&host),
@@ -293,7 +297,7 @@ async fn arrive(host: Arc<Host>, incoming: Arc<Incoming>, ready: Ready, stream: 
         page_server: None,
         restored: None,
     };
-    let result = receive(reader, writer, &mut arriving).await;
+    let result = receive(arrival, writer, &mut arriving).await;
     let restored = arriving.restored.take();
     match (result, restored) {
         (Ok(received), Some((live, record, started_at_ms))) => {
@@ -468,7 +472,7 @@ pub async fn adopt(host: &Arc<Host>, record: Record) {
     let Some(id) = record.incoming.clone() else { return };
     let dir = container_dir(host, &record.spec.id);
     let spec = record.spec.clone();
-    let held = adopt_held(&dir, record.clone()).await;
+    let held = adopt_held(host, &dir, record.clone()).await;
     let stage = match held {
         Some(held) => Stage::Held(Box::new(held)),
         None => Stage::Over,
@@ -489,7 +493,7 @@ pub async fn adopt(host: &Arc<Host>, record: Record) {
     }
 }
 
-async fn adopt_held(dir: &Path, record: Record) -> Option<Held> {
+async fn adopt_held(host: &Host, dir: &Path, record: Record) -> Option<Held> {
     let (keeper, events) = Keeper::connect(dir).await.ok()?;
     let (said, ..) = keeper.call(Request::Status, "status").await.ok()?;
     let Said::Status(state) = said else { return None };
@@ -499,5 +503,6 @@ async fn adopt_held(dir: &Path, record: Record) -> Option<Held> {
     let launch = LaunchSpec::load(dir).ok()?;
     let cgroup = godwit_container::Cgroup::open(&launch.cgroup_path()).ok()?;
     let live = Live { keeper, events, cgroup, pid: state.pid? };
-    Some(Held { live, parking: None, dirs: None, record, started_at_ms: None })
+    let dirs = record.incoming.as_ref().map(|id| WorkDirs::of(host, id));
+    Some(Held { live, parking: None, dirs, record, started_at_ms: None })
 }

@@ -14,7 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
-use crate::host::{Host, locked};
+use crate::host::Host;
 
 /// A handshake takes at most this long, in milliseconds.
 const HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
@@ -75,10 +75,5 @@ async fn take(host: &Arc<Host>, stream: TcpStream) -> Result<(), String> {
         PeerName::Host(name) => name,
         other => return Err(format!("{other:?} is no host")),
     };
-    // A host brings one container at a time over one connection; which one, its offer says.
-    let waiting: Vec<_> = locked(&host.incoming).values().filter(|i| i.from == peer).cloned().collect();
-    if waiting.is_empty() {
-        return Err(format!("no container is expected from {peer}"));
-    }
     incoming::connected(host, peer, stream).await
 }

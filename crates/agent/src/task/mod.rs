@@ -21,7 +21,7 @@ use crate::moves::outgoing::Plan;
 
 pub use make::{Live, attach_network, container_dir, ensure_image, mount_root, start_keeper, volumes_dir};
 pub use record::Record;
-pub use unmake::unmake;
+pub use unmake::{sweep_volumes, unmake};
 
 /// Commands waiting for one container.
 const QUEUE_COMMANDS: usize = 64;

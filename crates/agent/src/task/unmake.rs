@@ -7,12 +7,12 @@ use std::sync::Arc;
 use godwit_api::types::ErrorBody;
 use godwit_container::keeper::protocol::Request;
 use godwit_container::{Cgroup, RootFs};
-use godwit_model::ContainerId;
+use godwit_model::{ContainerId, ContainerName};
 
-use crate::host::Host;
+use crate::host::{Host, locked};
 use crate::keeper::Keeper;
 
-use super::make::{blocking, chain, container_dir};
+use super::make::{blocking, chain, container_dir, volumes_dir};
 
 /// Ends the processes, the link, the cgroup and the mounts of a container; its files stay, ready for the next start.
 pub async fn stop_everything(host: &Arc<Host>, id: &ContainerId) -> Vec<String> {
@@ -60,6 +60,28 @@ pub async fn unmake(host: &Arc<Host>, id: &ContainerId, volumes: Option<PathBuf>
         tracing::error!(%id, %error, "while unmaking a container");
     }
     errors
+}
+
+/// Removes the volumes of containers that are neither here nor to come here again: of a container that was removed
+/// while it waited for a place, or whose removal was cut short.
+pub async fn sweep_volumes(host: &Arc<Host>) {
+    let directory = |name: &ContainerName| volumes_dir(host, name);
+    for item in std::fs::read_dir(host.config.volumes_dir()).into_iter().flatten().flatten() {
+        let path = item.path();
+        // The newest word, after the directory was seen: an arrival is wanted before its directory is made.
+        let Some(desired) = host.desired.borrow().clone() else { return };
+        let mut wanted = desired.containers.iter().map(|a| &a.spec.name).chain(&desired.volumes);
+        let used = wanted.any(|name| directory(name) == path)
+            || locked(&host.tasks).values().any(|t| directory(t.name()) == path)
+            || locked(&host.incoming).values().any(|i| directory(&i.spec.name) == path);
+        if used {
+            continue;
+        }
+        match remove(&path).await {
+            Ok(()) => tracing::info!(path = %path.display(), "volumes that nobody wants any more are removed"),
+            Err(error) => tracing::error!(path = %path.display(), error = error.one_line(), "volumes are left behind"),
+        }
+    }
 }
 
 async fn remove(dir: &Path) -> Result<(), ErrorBody> {

@@ -35,6 +35,8 @@ pub enum StateError {
     Commit(#[from] CommitError),
     #[error("the state cannot be watched")]
     Watch(#[from] WatchError),
+    #[error("{} hosts have joined, that is the most; remove some", records::MAX_HOSTS)]
+    TooManyHosts,
     #[error("others changed the same thing {MAX_TRIES} times in a row; try again")]
     Contended,
     #[error("the change is made, but is not visible after {CATCH_UP_TIMEOUT_MS} ms; look again in a moment")]

@@ -1,0 +1,132 @@
+//! Asking for a move, and taking it back.
+
+use std::sync::Arc;
+
+use godwit_model::event::EventKind;
+use godwit_model::migration::{Move, Outcome, Phase, Progress};
+use godwit_model::{ContainerName, HostName, MoveId};
+use thiserror::Error;
+
+use super::{check, saga};
+use crate::core::Core;
+use crate::reconcile::view;
+use crate::state::records::ContainerRecord;
+use crate::state::{About, StateError, Tx, Versioned, World, now_ms};
+
+/// Why a move was not begun, or not taken back.
+#[derive(Debug, Error)]
+pub enum MoveError {
+    #[error("there is no container {name}")]
+    NoSuchContainer { name: ContainerName },
+    #[error("there is no move {id}")]
+    NoSuchMove { id: MoveId },
+    #[error("{name} cannot be moved: {}", because.join("; "))]
+    Refused { name: ContainerName, because: Vec<String> },
+    #[error("{name} is being moved already, or an earlier move has not been released yet")]
+    Busy { name: ContainerName },
+    #[error("the move {id} cannot be taken back any more: it is over, or the destination owns the container")]
+    TooLate { id: MoveId },
+    #[error(transparent)]
+    State(#[from] StateError),
+}
+
+/// Begins to move a container; without `to` to the host that placement picks. Nothing has changed on any host when
+/// this returns.
+pub async fn request(core: &Arc<Core>, name: &ContainerName, to: Option<HostName>) -> Result<Move, MoveError> {
+    let id = MoveId::random();
+    core.moves.begin(&id);
+    let decide = |world: &World| {
+        let old = world.containers.get(name).filter(|c| !c.removed);
+        let old = old.ok_or_else(|| MoveError::NoSuchContainer { name: name.clone() })?;
+        if world.open_moves().any(|m| m.container == old.spec.id) {
+            return Err(MoveError::Busy { name: name.clone() });
+        }
+        let (from, to) = decide_hosts(core, world, old, to.as_ref())?;
+        let begun = Move {
+            id: id.clone(),
+            container: old.spec.id.clone(),
+            name: name.clone(),
+            from,
+            to,
+            generation: old.generation,
+            requested_at_ms: now_ms(),
+            finished_at_ms: None,
+            phase: Phase::Check,
+            outcome: Outcome::Moving,
+            progress: Progress::default(),
+            summary: None,
+        };
+        let mut tx = Tx::new();
+        tx.put_move(None, &begun);
+        tx.put_container(Some(old), &ContainerRecord { moving: Some(begun.id.clone()), ..old.value.clone() });
+        let message = format!("{name} is being moved from {} to {}", begun.from, begun.to);
+        tx.event(EventKind::MoveStarted, About::container(name, Some(&begun.to)), message);
+        Ok((tx, begun))
+    };
+    let begun = core.state.transact(decide).await;
+    if begun.is_err() {
+        core.moves.take_begun(&id);
+    }
+    let (begun, _) = begun?;
+    super::start_missing(core);
+    Ok(begun)
+}
+
+fn decide_hosts(
+    core: &Core,
+    world: &World,
+    old: &Versioned<ContainerRecord>,
+    to: Option<&HostName>,
+) -> Result<(HostName, HostName), MoveError> {
+    let name = old.name();
+    let refused = |because: Vec<String>| MoveError::Refused { name: name.clone(), because };
+    let from = old.owner().ok_or_else(|| refused(vec!["it is on no host yet".to_owned()]))?;
+    let report = core.links.report(from);
+    if !report.as_ref().is_some_and(|r| r.connected) {
+        return Err(refused(vec![format!("its host {from} is not connected")]));
+    }
+    let status = report.as_ref().and_then(|r| r.containers.get(&old.spec.id));
+    let mut because = check::of_container(status);
+    let plan = view::plan_view(core, world);
+    let mut request = view::request(world, old);
+    // Its volumes come along.
+    request.only = None;
+    request.not = Some(from.clone());
+    let to = match to {
+        Some(to) if !world.hosts.contains_key(to) => {
+            let known = world.hosts.keys().map(HostName::as_str).collect::<Vec<_>>().join(", ");
+            return Err(refused(vec![format!("there is no host {to}; the hosts are: {known}")]));
+        }
+        Some(to) => {
+            if let Some(host) = plan.hosts.iter().find(|h| h.name == *to)
+                && let Err(reasons) = godwit_plan::check(host, &request)
+            {
+                because.extend(reasons.into_iter().map(|r| format!("{to}: {r}")));
+            }
+            to.clone()
+        }
+        None => match godwit_plan::place(&plan, &request) {
+            Ok(placement) => placement.host,
+            Err(refusal) => {
+                because.push(refusal.to_string());
+                return Err(refused(because));
+            }
+        },
+    };
+    if let (Some(ours), Some(theirs)) = (world.hosts.get(from), world.hosts.get(&to)) {
+        because.extend(check::of_hosts(&ours.facts, &theirs.facts));
+    }
+    if because.is_empty() { Ok((from.clone(), to)) } else { Err(refused(because)) }
+}
+
+/// Takes a move back, if the destination does not own the container yet: it runs on where it was.
+pub async fn cancel(core: &Arc<Core>, id: &MoveId) -> Result<Move, MoveError> {
+    if !core.state.world().moves.contains_key(id) {
+        return Err(MoveError::NoSuchMove { id: id.clone() });
+    }
+    let phase = core.moves.phase(id);
+    match saga::fail(core, id, phase, "it was cancelled").await? {
+        true => core.moves.view(&core.state.world(), id).ok_or_else(|| MoveError::NoSuchMove { id: id.clone() }),
+        false => Err(MoveError::TooLate { id: id.clone() }),
+    }
+}
