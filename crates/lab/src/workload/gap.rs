@@ -6,6 +6,8 @@ use serde::{Deserialize, Serialize};
 
 /// Most messages in a report.
 const MAX_MESSAGES: usize = 20;
+/// Most intervals in a report; what comes after them is not told apart.
+const MAX_INTERVALS: usize = 36_000;
 
 /// Measures the longest time between two arrivals, on the monotonic clock.
 #[derive(Debug)]
@@ -14,11 +16,42 @@ pub(crate) struct GapMeter {
     longest: Duration,
     /// Wall clock at the end of the longest gap, to find it in other logs.
     ended: SystemTime,
+    /// Length of the intervals that are told apart; 0: none are.
+    interval_ms: u64,
+    intervals: Vec<Interval>,
+}
+
+/// What a client saw in one of many intervals of the same length, for whoever wants to know what it saw at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// Its end, in milliseconds since 1970. It began where the one before it ended, or later where nothing arrived.
+    pub until_unix_ms: u64,
+    pub arrivals: u64,
+    /// The longest silence that ended in it.
+    pub client_gap_ms: f64,
+}
+
+/// Whether a report tells intervals apart.
+#[derive(Debug, Clone, Copy, clap::Args)]
+pub struct IntervalArgs {
+    /// Report arrivals and the longest silence also for each interval of this many milliseconds
+    #[arg(long, default_value_t = 0, value_name = "MS", value_parser = clap::value_parser!(u64).range(0..=60_000))]
+    pub interval_ms: u64,
 }
 
 impl GapMeter {
     pub fn start() -> Self {
-        Self { last: Instant::now(), longest: Duration::ZERO, ended: SystemTime::now() }
+        let (last, ended) = (Instant::now(), SystemTime::now());
+        Self { last, longest: Duration::ZERO, ended, interval_ms: 0, intervals: Vec::new() }
+    }
+
+    pub fn with_intervals(args: IntervalArgs) -> Self {
+        Self { interval_ms: args.interval_ms, ..Self::start() }
+    }
+
+    /// Begins anew: what was before is no silence.
+    pub fn restart(&mut self) {
+        *self = Self { interval_ms: self.interval_ms, ..Self::start() };
     }
 
     /// Something has arrived.
@@ -28,13 +61,32 @@ impl GapMeter {
         self.last = now;
     }
 
-    /// Counts a silence that was measured elsewhere.
+    /// Counts an arrival after a silence that was measured elsewhere.
     pub fn note(&mut self, silence: Duration) {
         if silence > self.longest {
             self.longest = silence;
             self.ended = SystemTime::now();
         }
+        if self.interval_ms > 0 {
+            self.note_interval(milliseconds(silence), unix_ms(SystemTime::now()));
+        }
     }
+
+    fn note_interval(&mut self, gap_ms: f64, now_ms: u64) {
+        let until_unix_ms = (now_ms / self.interval_ms + 1) * self.interval_ms;
+        let full = self.intervals.len() >= MAX_INTERVALS;
+        match self.intervals.last_mut() {
+            Some(last) if last.until_unix_ms >= until_unix_ms || full => {
+                last.arrivals += 1;
+                last.client_gap_ms = last.client_gap_ms.max(gap_ms);
+            }
+            _ => self.intervals.push(Interval { until_unix_ms, arrivals: 1, client_gap_ms: gap_ms }),
+        }
+    }
+}
+
+fn milliseconds(duration: Duration) -> f64 {
+    duration.as_micros() as f64 / 1000.0
 }
 
 /// The outcome of a client, as one JSON object.
@@ -60,6 +112,9 @@ pub struct Report {
     /// HTTP only: of the body, in hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sha256: Option<String>,
+    /// In order of time; empty if they were not asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub intervals: Vec<Interval>,
 }
 
 impl Report {
@@ -80,7 +135,8 @@ impl Report {
     }
 
     pub(crate) fn gap(&mut self, meter: &GapMeter) {
-        let gap = meter.longest.as_micros() as f64 / 1000.0;
+        self.intervals.clone_from(&meter.intervals);
+        let gap = milliseconds(meter.longest);
         if gap > self.client_gap_ms {
             self.client_gap_ms = gap;
             self.client_gap_ended_unix_ms = unix_ms(meter.ended);
@@ -127,5 +183,17 @@ mod tests {
         assert!(all.ok());
         all.error("no");
         assert!(!all.ok());
+    }
+
+    #[test]
+    fn a_silence_is_in_the_interval_it_ended_in() {
+        let mut meter = GapMeter::with_intervals(IntervalArgs { interval_ms: 100 });
+        for (gap_ms, now_ms) in [(1.0, 1_000), (2.0, 1_099), (50.0, 1_100), (700.0, 1_950), (1.0, 1_940)] {
+            meter.note_interval(gap_ms, now_ms);
+        }
+        let seen: Vec<_> = meter.intervals.iter().map(|i| (i.until_unix_ms, i.arrivals, i.client_gap_ms)).collect();
+        assert_eq!(seen, [(1_100, 2, 2.0), (1_200, 1, 50.0), (2_000, 2, 700.0)]);
+        meter.restart();
+        assert!(meter.intervals.is_empty() && meter.interval_ms == 100);
     }
 }

@@ -4,16 +4,22 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
 use sha2::{Digest, Sha256};
 
-use super::gap::{GapMeter, Report};
+use super::gap::{GapMeter, IntervalArgs, Report};
 use super::image::hex;
+use super::stop::{Stop, Until};
 use super::WorkloadError;
 
 const CONNECT_TIMEOUT_MS: u64 = 10_000;
 const SILENCE_TIMEOUT_MS: u64 = 60_000;
 const MAX_HEADER_BYTES: u64 = 64 << 10;
 const READ_BYTES: usize = 64 << 10;
+/// Receive buffer of a slow reader: what is stored here hides as much silence as it takes to read it.
+const SLOW_BUFFER_BYTES: usize = 64 << 10;
+/// Receive buffer of a slow reader that need not be slow any longer.
+const FAST_BUFFER_BYTES: usize = 4 << 20;
 
 #[derive(Debug, Clone, clap::Args)]
 pub struct HttpArgs {
@@ -29,6 +35,11 @@ pub struct HttpArgs {
     /// Read slowly, so that the file takes this many seconds
     #[arg(long)]
     pub seconds: Option<f64>,
+    /// Read slowly only until standard input is closed, then as fast as data comes
+    #[arg(long, requires = "seconds")]
+    pub until_stdin_closes: bool,
+    #[command(flatten)]
+    pub intervals: IntervalArgs,
     /// The SHA-256 that the body must have, in hexadecimal
     #[arg(long)]
     pub sha256: Option<String>,
@@ -39,7 +50,7 @@ pub struct HttpArgs {
 pub fn run_http(args: &HttpArgs) -> Result<Report, WorkloadError> {
     let start = Instant::now();
     let mut report = Report { connections: 1, ..Report::new("http") };
-    let mut meter = GapMeter::start();
+    let mut meter = GapMeter::with_intervals(args.intervals);
     match get(args, &mut meter, &mut report) {
         Ok(found) => {
             let wanted = args.sha256.as_ref().map(|w| w.to_ascii_lowercase());
@@ -57,7 +68,7 @@ pub fn run_http(args: &HttpArgs) -> Result<Report, WorkloadError> {
 }
 
 fn get(args: &HttpArgs, meter: &mut GapMeter, report: &mut Report) -> io::Result<String> {
-    let mut stream = TcpStream::connect_timeout(&args.address, Duration::from_millis(CONNECT_TIMEOUT_MS))?;
+    let mut stream = open(args)?;
     stream.set_read_timeout(Some(Duration::from_millis(SILENCE_TIMEOUT_MS)))?;
     let host = args.host.clone().unwrap_or_else(|| args.address.to_string());
     let request = format!("GET {} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: godwit-workload\r\nAccept-Encoding: identity\r\n\r\n", args.path);
@@ -70,8 +81,15 @@ fn get(args: &HttpArgs, meter: &mut GapMeter, report: &mut Report) -> io::Result
     let mut hash = Sha256::new();
     let mut buffer = vec![0; READ_BYTES];
     let begin = Instant::now();
+    let mut slow = args.seconds.map(|seconds| (seconds, stop(args)));
     while report.bytes_received < length {
-        if let Some(seconds) = args.seconds {
+        if let Some((_, Some(stop))) = &slow
+            && stop.now()
+        {
+            slow = None;
+            sockopt::set_socket_recv_buffer_size(reader.get_ref(), FAST_BUFFER_BYTES)?;
+        }
+        if let Some((seconds, _)) = &slow {
             let due = Duration::from_secs_f64(seconds.max(0.0) * (report.bytes_received as f64 / length as f64));
             std::thread::sleep(due.saturating_sub(begin.elapsed()));
         }
@@ -88,6 +106,24 @@ fn get(args: &HttpArgs, meter: &mut GapMeter, report: &mut Report) -> io::Result
         report.bytes_received += got as u64;
     }
     Ok(hex(&hash.finalize()))
+}
+
+fn stop(args: &HttpArgs) -> Option<Stop> {
+    args.until_stdin_closes.then(|| Until { seconds: None, until_stdin_closes: true }.start())
+}
+
+fn open(args: &HttpArgs) -> io::Result<TcpStream> {
+    let timeout = Duration::from_millis(CONNECT_TIMEOUT_MS);
+    if args.seconds.is_none() {
+        return TcpStream::connect_timeout(&args.address, timeout);
+    }
+    // Set before connecting, as it decides about the window that both sides agree on.
+    let family = if args.address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_recv_buffer_size(&socket, SLOW_BUFFER_BYTES)?;
+    sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(timeout))?;
+    connect(&socket, &args.address)?;
+    Ok(socket.into())
 }
 
 /// Reads the header of a response (RFC 9112); returns the length of the body.

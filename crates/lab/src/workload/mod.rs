@@ -29,7 +29,7 @@ use std::net::SocketAddr;
 use std::process::ExitCode;
 
 pub use client::{ClientArgs, run_client, status};
-pub use gap::Report;
+pub use gap::{Interval, IntervalArgs, Report};
 pub use health::Status;
 pub use http::{HttpArgs, run_http};
 pub use image::{ImageArgs, ImageError, ImageSummary, write_image};

@@ -5,7 +5,7 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
-use super::gap::{GapMeter, Report};
+use super::gap::{GapMeter, IntervalArgs, Report};
 use super::pattern;
 use super::stop::{Stop, Until};
 use super::streams::Pace;
@@ -31,6 +31,8 @@ pub struct RedisArgs {
     /// Microseconds between two requests
     #[arg(long, default_value_t = 500)]
     pub interval_us: u32,
+    #[command(flatten)]
+    pub intervals: IntervalArgs,
     #[command(flatten)]
     pub until: Until,
 }
@@ -114,7 +116,7 @@ pub fn run_redis(args: &RedisArgs) -> Result<Report, WorkloadError> {
     let stop = args.until.start();
     let start = Instant::now();
     let mut report = Report { connections: 1, ..Report::new("redis") };
-    let mut meter = GapMeter::start();
+    let mut meter = GapMeter::with_intervals(args.intervals);
     let mut last = None;
     for _ in 0..=MAX_RECONNECTS {
         match increment(args, &stop, &mut last, &mut meter, &mut report) {
@@ -136,7 +138,7 @@ fn increment(args: &RedisArgs, stop: &Stop, last: &mut Option<i64>, meter: &mut 
     let mut connection = Connection::open(args.address)?;
     if report.errors == 0 {
         // The time to connect is no silence of a connection.
-        *meter = GapMeter::start();
+        meter.restart();
     }
     let mut pace = Pace::new(args.interval_us);
     while !stop.now() {
