@@ -74,13 +74,18 @@ pub enum Verb {
     Move(verbs::moves::MoveVerb),
     /// Show what happened
     Events(verbs::events::EventsArgs),
-    /// Many hosts on this machine: up, down, list, exec, kill, start, cut, restore, rate
+    /// Many hosts on this machine: up, demo, down, list, exec, kill, start, cut, restore, rate
     #[command(subcommand)]
     Lab(verbs::lab::LabVerb),
+    /// Look at what this server has of what a host needs
+    Doctor(verbs::doctor::DoctorArgs),
     /// Make this server a host
     Agent(verbs::agent::AgentArgs),
     #[command(hide = true)]
     Keeper(verbs::keeper::KeeperArgs),
+    /// Workloads that check themselves
+    #[command(subcommand, hide = true)]
+    Workload(godwit_lab::workload::WorkloadCommand),
     /// Show the versions of this program and of the controller
     Version,
 }

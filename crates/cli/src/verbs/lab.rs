@@ -1,5 +1,7 @@
 //! `godwit lab …`: many hosts on this machine.
 
+mod demo;
+
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -23,6 +25,8 @@ const DEFAULT_NAME: &str = "lab";
 pub enum LabVerb {
     /// Make hosts, links, a controller and an agent on each host
     Up(UpArgs),
+    /// Show it: three hosts, and Redis, PostgreSQL and nginx moved around them while clients use them
+    Demo(demo::DemoArgs),
     /// Remove a lab, whatever state it is in
     Down {
         #[command(flatten)]
@@ -113,6 +117,7 @@ struct LabView {
 pub fn run(global: &Global, printer: &Printer, verb: LabVerb) -> Result<u8> {
     match verb {
         LabVerb::Up(args) => return up(global, printer, args),
+        LabVerb::Demo(args) => return demo::run(printer, &args),
         LabVerb::Down { all: true, .. } => {
             godwit_lab::list().iter().try_for_each(|name| down(printer, name))?;
         }

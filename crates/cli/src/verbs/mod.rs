@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod container;
+pub mod doctor;
 pub mod env;
 pub mod events;
 pub mod exec;
@@ -13,6 +14,7 @@ pub mod migrate;
 pub mod moves;
 pub mod ps;
 pub mod version;
+pub mod workload;
 
 use anyhow::{Context, Result};
 use godwit_api::client::Client;
@@ -35,6 +37,8 @@ pub fn run(cli: Cli, printer: &Printer) -> Result<u8> {
     printer.start_tracing(global.verbose, is_daemon);
     match verb {
         Verb::Lab(verb) => lab::run(&global, printer, verb),
+        Verb::Doctor(args) => doctor::run(printer, &args),
+        Verb::Workload(command) => workload::run(command),
         Verb::Agent(args) => on_runtime(Builder::new_multi_thread(), agent::run(args)),
         verb => on_runtime(Builder::new_current_thread(), ask(&global, verb, printer)),
     }
@@ -67,6 +71,11 @@ async fn ask(global: &Global, verb: Verb, printer: &Printer) -> Result<u8> {
         Verb::Move(verb) => moves::run(&client, printer, verb).await,
         Verb::Events(args) => events::run(&client, printer, args).await,
         // Run above.
-        Verb::Version | Verb::Agent(_) | Verb::Lab(_) | Verb::Agent(_) | Verb::Keeper(_) => Ok(DONE),
+        Verb::Version
+        | Verb::Agent(_)
+        | Verb::Doctor(_)
+        | Verb::Keeper(_)
+        | Verb::Lab(_)
+        | Verb::Workload(_) => Ok(DONE),
     }
 }
