@@ -6,6 +6,12 @@ die() { printf 'dev: error: %s\n' "$*" >&2; exit 1; }
 
 # rustup's own directory is not in the PATH of non-login shells.
 command -v cargo >/dev/null 2>&1 || PATH=$PATH:${CARGO_HOME:-$HOME/.cargo}/bin
+# Under sudo the toolchain is the one of the person who called it.
+caller_home=$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)
+if ! command -v cargo >/dev/null 2>&1 && [ -x "$caller_home/.cargo/bin/cargo" ]; then
+    PATH=$PATH:$caller_home/.cargo/bin
+    export RUSTUP_HOME=${RUSTUP_HOME:-$caller_home/.rustup}
+fi
 # Daemons and network tools live in sbin, which is not in every root shell's PATH.
 PATH=$PATH:/usr/sbin:/sbin
 export PATH

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes a Debian 12 or 13 machine ready for godwit. Idempotent; with everything in place it
-# only looks (well under two seconds) and asks no server.
+# only looks (well under two seconds) and asks no server. The arguments are those of ./dev, for
+# messages that say what to run.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 # shellcheck source=scripts/common.sh
@@ -18,6 +19,10 @@ packages=(
 services=(redis-server:redis-server nginx-light:nginx postgresql:postgresql docker-registry:docker-registry)
 
 [ "$(id -u)" = 0 ] || die "not root: namespaces, mounts and network links need it; run: sudo ./dev ${*:-setup}"
+
+kernel=$(uname -r)
+at_least "${kernel%%-*}" 5.19 \
+    || die "Linux $kernel is older than 5.19: image layers cannot be shown to containers with their own ids; install the distribution's newer kernel (on Debian 11: from bullseye-backports), reboot, run ./dev ${*:-setup}"
 
 # One set-up at a time; a second one waits and then finds everything done.
 exec 9>/run/lock/godwit-setup.lock
