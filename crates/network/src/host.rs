@@ -43,6 +43,8 @@ pub(crate) struct Inner {
     pub netlink: Netlink,
     pub state: Mutex<State>,
     pub moving: Moving,
+    /// Held while forwarding entries are compared and written, and by a step that must not fall in the middle of that.
+    pub ways: Mutex<()>,
 }
 
 impl HostNetwork {
@@ -52,7 +54,7 @@ impl HostNetwork {
     pub async fn open(config: HostNetworkConfig) -> Result<Self, NetworkError> {
         let netlink = Netlink::open()?;
         sysctl::set("ipv4/ip_forward", "1")?;
-        let inner = Inner { config, netlink, state: Mutex::default(), moving: Moving::default() };
+        let inner = Inner { config, netlink, state: Mutex::default(), moving: Moving::default(), ways: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -63,9 +65,17 @@ impl HostNetwork {
     pub async fn apply(&self, wanted: &[EnvironmentNetwork]) -> Vec<NetworkError> {
         let mut state = self.inner.state.lock().await;
         let mut errors = Vec::new();
-        let keep: BTreeSet<u32> = wanted.iter().map(|environment| environment.vni).collect();
-        state.environments = self.accept(wanted, &state.environments, &mut errors);
-        self.settle_diverts(&state.environments).await.unwrap_or_else(|error| errors.push(error));
+        let links = self.inner.netlink.links().await.unwrap_or_else(|error| {
+            errors.push(error);
+            Vec::new()
+        });
+        let attached = ports(&links).map(|(port, _)| (port.vni, port.mac)).collect();
+        state.environments = self.accept(wanted, &state.environments, &attached, &mut errors);
+        self.inner.moving.lock().settle(&state.environments, &attached, Instant::now());
+
+        // A refused network keeps what it has, also one that never was accepted by this process.
+        let named = wanted.iter().chain(&state.environments);
+        let keep: BTreeSet<u32> = named.map(|environment| environment.vni).collect();
 
         match firewall::tables().await {
             Ok(tables) if tables.len() == firewall::TABLES.len() => {}
@@ -96,11 +106,13 @@ impl HostNetwork {
         errors
     }
 
-    /// Of `wanted` what can be carried out; for what is refused, its previous description if that still fits.
+    /// Of `wanted` what can be carried out. For what is refused, and for what is missing but has a move under way, its
+    /// previous description if that still fits.
     fn accept(
         &self,
         wanted: &[EnvironmentNetwork],
         previous: &[EnvironmentNetwork],
+        attached: &BTreeSet<(u32, Mac)>,
         errors: &mut Vec<NetworkError>,
     ) -> Vec<EnvironmentNetwork> {
         let refused = refuse_collisions(wanted);
@@ -112,20 +124,12 @@ impl HostNetwork {
             let vni = wanted[index].vni;
             candidates.extend(previous.iter().find(|environment| environment.vni == vni).cloned());
         }
+        let needed = self.inner.moving.lock().needed(attached);
+        let missing = |vni: u32| needed.contains(&vni) && !wanted.iter().any(|environment| environment.vni == vni);
+        candidates.extend(previous.iter().filter(|environment| missing(environment.vni)).cloned());
         let colliding: BTreeSet<usize> = refuse_collisions(&candidates).into_iter().map(|(index, _)| index).collect();
         let kept = candidates.into_iter().enumerate().filter(|(index, _)| !colliding.contains(index));
         kept.map(|(_, environment)| environment).collect()
-    }
-
-    /// See [`crate::state::Steps::settle_diverts`].
-    async fn settle_diverts(&self, environments: &[EnvironmentNetwork]) -> Result<(), NetworkError> {
-        if self.inner.moving.lock().diverted.is_empty() {
-            return Ok(());
-        }
-        let links = self.inner.netlink.links().await?;
-        let plugged = plugged_ports(&links).map(|(port, _)| (port.vni, port.mac)).collect();
-        self.inner.moving.lock().settle_diverts(environments, &plugged, Instant::now());
-        Ok(())
     }
 
     /// Removes links of ours that belong to no network in `keep`, and taps and half-made ports nobody works on.
@@ -137,6 +141,7 @@ impl HostNetwork {
         let steps = self.inner.moving.snapshot();
         for link in links.iter().filter(|link| link_name::is_ours(&link.name)) {
             let wanted = match link.name.split_at(3) {
+                // Also while a parking ends: frames are on their way to it until its thread says otherwise.
                 ("gwt", id) => steps.parked.contains_key(id),
                 ("gwp", id) => match PortRecord::read(&link.name, &link.alias) {
                     Some(record) => keep.contains(&record.vni),
@@ -154,11 +159,12 @@ impl HostNetwork {
     pub(crate) async fn sync_firewall(&self, state: &mut State) -> Result<(), NetworkError> {
         let links = self.inner.netlink.links().await?;
         let steps = self.inner.moving.snapshot();
-        let known = links.iter().filter_map(|link| PortRecord::read(&link.name, &link.alias));
-        // A parked port that is attached already is in both lists.
-        let ports: Vec<PortRecord> = known.filter(|port| !steps.parked.contains_key(&port.id)).collect();
-        let parked: Vec<PortRecord> = steps.parked.into_values().collect();
-        let diverted: Vec<(u32, Mac)> = steps.diverted.into_keys().collect();
+        // A parked port that is attached already would be in both lists.
+        let ports: Vec<PortRecord> =
+            ports(&links).map(|(port, _)| port).filter(|port| !steps.holds(&port.id)).collect();
+        let parked: Vec<PortRecord> = steps.holding().cloned().collect();
+        let passed_on = steps.diverted.iter().filter(|(_, divert)| divert.passes_on);
+        let diverted: Vec<(u32, Mac)> = passed_on.map(|(key, _)| *key).collect();
         let config = &self.inner.config;
         let rules = Rules {
             tunnel_address: config.tunnel_address,
@@ -180,23 +186,38 @@ impl HostNetwork {
     }
 
     /// Gets ready to send frames of this container on to another host: `nft` is run now and not while the container
-    /// is frozen. Call before the freeze. Changes no path yet; undone by [`HostNetwork::plug`].
+    /// is frozen. Call before the freeze, on the host the container is on. Changes no path yet; undone by
+    /// [`HostNetwork::plug`].
     pub async fn prepare_divert(&self, mac: Mac, vni: u32) -> Result<(), NetworkError> {
-        self.inner.moving.lock().diverted.entry((vni, mac)).or_default();
+        {
+            let mut steps = self.inner.moving.lock();
+            let said = steps.described.get(&(vni, mac)).copied();
+            let divert = steps.diverted.entry((vni, mac)).or_insert(Divert { said, ..Divert::default() });
+            divert.passes_on = true;
+        }
         let mut state = self.inner.state.lock().await;
         self.sync_firewall(&mut state).await?;
         self.set_vxlan_mode(vni).await
     }
 
-    /// From now on frames for `mac` go to the host with tunnel address `to`: those of local senders and those of
-    /// hosts that still think the container is here. Undone by [`HostNetwork::plug`]; ends by itself with an apply one
-    /// minute after the first that said the container is elsewhere while its port here was out of the bridge.
+    /// From now on frames for `mac` go to the host with tunnel address `to`, whatever an older description says.
+    ///
+    /// On the host the container is on: those of local senders and those of hosts that still think the container is
+    /// here. Undone by [`HostNetwork::plug`]; holds while the port is attached, and ends by itself with an apply one
+    /// minute after the first that said the container is elsewhere and found no port of it here.
+    ///
+    /// On any other host: those of local senders, until an apply says something new about the container. Undone by
+    /// another divert to where the description says it is.
     pub async fn divert(&self, mac: Mac, vni: u32, to: Ipv4Addr) -> Result<(), NetworkError> {
-        if !self.inner.moving.lock().diverted.contains_key(&(vni, mac)) {
-            self.prepare_divert(mac, vni).await?;
+        let prepared = self.inner.moving.lock().diverted.get(&(vni, mac)).is_some_and(|divert| divert.passes_on);
+        if !prepared {
+            let links = self.inner.netlink.links().await?;
+            if ports(&links).any(|(port, _)| (port.vni, port.mac) == (vni, mac)) {
+                self.prepare_divert(mac, vni).await?;
+            }
         }
         let vxlan = self.inner.netlink.existing(&link_name::vxlan(vni)).await?;
-        self.inner.moving.lock().diverted.insert((vni, mac), Divert { to: Some(to), ends: None });
+        self.inner.moving.lock().begin_divert((vni, mac), to);
         self.inner.netlink.forward_to_host(&vxlan, mac, to).await
     }
 
@@ -229,8 +250,7 @@ impl HostNetwork {
     }
 }
 
-/// Ports that are in a bridge.
-pub(crate) fn plugged_ports(links: &[Link]) -> impl Iterator<Item = (PortRecord, &Link)> {
-    let plugged = links.iter().filter(|link| link.controller.is_some());
-    plugged.filter_map(|link| Some((PortRecord::read(&link.name, &link.alias)?, link)))
+/// Ports of containers among `links`, plugged in or not.
+pub(crate) fn ports(links: &[Link]) -> impl Iterator<Item = (PortRecord, &Link)> {
+    links.iter().filter_map(|link| Some((PortRecord::read(&link.name, &link.alias)?, link)))
 }

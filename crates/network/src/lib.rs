@@ -28,6 +28,7 @@
 #![deny(unsafe_code)]
 
 mod dns;
+mod drain;
 mod error;
 mod firewall;
 mod forwarding;

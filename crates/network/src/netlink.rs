@@ -238,8 +238,23 @@ impl Netlink {
 
     /// Writes a permanent neighbour entry: no question is ever asked for this address.
     pub(crate) async fn set_neighbour(&self, link: &Link, address: Ipv4Addr, mac: Mac) -> Result<(), NetworkError> {
+        self.write_neighbour(link, address, mac, NeighbourState::Permanent).await
+    }
+
+    /// Writes a neighbour entry that holds for now: it ages, and is asked for again, like one the kernel learned.
+    pub(crate) async fn suggest_neighbour(&self, link: &Link, address: Ipv4Addr, mac: Mac) -> Result<(), NetworkError> {
+        self.write_neighbour(link, address, mac, NeighbourState::Reachable).await
+    }
+
+    async fn write_neighbour(
+        &self,
+        link: &Link,
+        address: Ipv4Addr,
+        mac: Mac,
+        state: NeighbourState,
+    ) -> Result<(), NetworkError> {
         let request = self.handle.neighbours().add(link.index, IpAddr::V4(address));
-        let request = request.link_layer_address(&mac.0).state(NeighbourState::Permanent).replace();
+        let request = request.link_layer_address(&mac.0).state(state).replace();
         let failed = |source| NetworkError::Neighbour { address, link: link.name.clone(), source };
         request.execute().await.map_err(failed)
     }
@@ -294,14 +309,11 @@ impl Link {
                 LinkAttribute::Address(bytes) => link.mac = mac_of(&bytes),
                 LinkAttribute::LinkInfo(infos) => {
                     for info in infos {
-                        match info {
-                            LinkInfo::Data(InfoData::Vxlan(data)) => {
-                                link.vxlan_local = data.iter().find_map(|entry| match entry {
-                                    InfoVxlan::Local(address) => Some(*address),
-                                    _ => None,
-                                });
-                            }
-                            _ => {}
+                        if let LinkInfo::Data(InfoData::Vxlan(data)) = info {
+                            link.vxlan_local = data.iter().find_map(|entry| match entry {
+                                InfoVxlan::Local(address) => Some(*address),
+                                _ => None,
+                            });
                         }
                     }
                 }

@@ -1,15 +1,19 @@
 //! One environment's links on this host: bridge, VXLAN, addresses, neighbours, forwarding entries.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use crate::error::NetworkError;
 use crate::forwarding::{Entry, Kind};
-use crate::host::{HostNetwork, plugged_ports};
+use crate::host::{HostNetwork, ports};
 use crate::link_name::{self, PortRecord};
 use crate::netlink::{Link, PortMode};
-use crate::state::Steps;
+use crate::state::{State, Steps};
 use crate::sysctl;
-use crate::types::{EnvironmentNetwork, Location, host_mac};
+use crate::types::{EnvironmentNetwork, Location, Mac, host_mac};
+
+/// How often forwarding entries are gone through because of steps made meanwhile; a move has fewer.
+const MAX_PASSES: usize = 8;
 
 impl HostNetwork {
     pub(crate) async fn apply_overlay(&self, environment: &EnvironmentNetwork) -> Result<(), NetworkError> {
@@ -77,10 +81,12 @@ impl HostNetwork {
     /// Frames may leave by the overlay port they came in by only while a container of this network is leaving, and
     /// then only its frames (see the firewall): without that rule a broadcast would circle between hosts for ever.
     ///
-    /// Questions about containers elsewhere are answered here. During a move nobody else would answer them, and a
-    /// sender that asks in vain asks again only after a second.
+    /// Questions about containers elsewhere are answered here and stay here: every answer is known to us, nobody
+    /// elsewhere can give a false one, and during a move nobody else would answer, while a sender that asks in vain
+    /// asks again only after a second. Questions about what is not described (another host's own address, a container
+    /// we have not been told of yet) and frames to unknown MACs still go to all hosts.
     fn vxlan_mode(&self, vni: u32) -> PortMode {
-        let hairpin = self.inner.moving.lock().any_diverted(vni);
+        let hairpin = self.inner.moving.lock().passes_on(vni);
         PortMode { flood: true, group_flood: true, hairpin, answer: true }
     }
 
@@ -91,21 +97,39 @@ impl HostNetwork {
         netlink.join(&vxlan, bridge.index, self.vxlan_mode(vni)).await
     }
 
-    /// Writes the forwarding entries that are missing and then removes those that should not be: in this order no MAC
-    /// is ever without an entry.
-    async fn apply_forwarding(
+    /// Brings the forwarding entries in line; again if a step of a move was made meanwhile, because an entry written
+    /// from what was known before it may have undone it.
+    pub(crate) async fn apply_forwarding(
         &self,
         environment: &EnvironmentNetwork,
         bridge: &Link,
         vxlan: &Link,
     ) -> Result<(), NetworkError> {
+        for _ in 0..MAX_PASSES {
+            let steps = self.write_forwarding(environment, bridge, vxlan).await?;
+            if steps == self.inner.moving.snapshot() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the forwarding entries that are missing and then removes those that should not be: in this order no MAC
+    /// is ever without an entry. Returns the steps it went by.
+    async fn write_forwarding(
+        &self,
+        environment: &EnvironmentNetwork,
+        bridge: &Link,
+        vxlan: &Link,
+    ) -> Result<Steps, NetworkError> {
         let netlink = &self.inner.netlink;
+        let _ways = self.inner.ways.lock().await;
         let present = netlink.forwarding().await?;
         let links = netlink.links().await?;
         // After the dump: a step of a move between the two is then seen at least once, and never undone.
         let steps = self.inner.moving.snapshot();
         let plugged: Vec<(PortRecord, &Link)> =
-            plugged_ports(&links).filter(|(_, link)| link.controller == Some(bridge.index)).collect();
+            ports(&links).filter(|(_, link)| link.controller == Some(bridge.index)).collect();
         let wanted = desired(environment, vxlan, &plugged, &steps);
         let link_of = |index: u32| links.iter().find(|link| link.index == index);
         for entry in wanted.iter().filter(|entry| !present.contains(entry)) {
@@ -123,12 +147,26 @@ impl HostNetwork {
                 netlink.forget(link, entry.mac, entry.kind).await?;
             }
         }
-        Ok(())
+        Ok(steps)
+    }
+
+    /// [`HostNetwork::apply_forwarding`] for a network by its number, if it is one of those applied.
+    pub(crate) async fn forward_again(&self, state: &State, vni: u32) -> Result<(), NetworkError> {
+        let Some(environment) = state.environments.iter().find(|environment| environment.vni == vni) else {
+            return Ok(());
+        };
+        let bridge = self.inner.netlink.link(&link_name::bridge(vni)).await?;
+        let vxlan = self.inner.netlink.link(&link_name::vxlan(vni)).await?;
+        match bridge.zip(vxlan) {
+            Some((bridge, vxlan)) => self.apply_forwarding(environment, &bridge, &vxlan).await,
+            // Somebody destroyed it; the apply that makes it again writes its entries.
+            None => Ok(()),
+        }
     }
 }
 
 /// The forwarding entries of one environment. Where several could hold, the first of these does: parked (left as it
-/// is), leaving, plugged in here, elsewhere. A port that is plugged in here beats an endpoint that is said to be
+/// is), diverted, plugged in here, elsewhere. A port that is plugged in here beats an endpoint that is said to be
 /// elsewhere, because what is said may be older.
 fn desired(
     environment: &EnvironmentNetwork,
@@ -136,7 +174,6 @@ fn desired(
     plugged: &[(PortRecord, &Link)],
     steps: &Steps,
 ) -> Vec<Entry> {
-    let to_port = |link: u32, mac| Entry { link, mac, kind: Kind::Port };
     let to_host = |mac, to: Ipv4Addr| {
         [Entry { link: vxlan.index, mac, kind: Kind::Tunnel(to) }, Entry { link: vxlan.index, mac, kind: Kind::Port }]
     };
@@ -145,31 +182,38 @@ fn desired(
         entries.push(Entry::flood(vxlan.index, *remote));
         entries.extend(to_host(host_mac(*remote), *remote));
     }
-    let elsewhere = environment.endpoints.iter().filter_map(|endpoint| match endpoint.at {
-        Location::Remote(to) => Some((endpoint.mac, Some(to), None)),
-        Location::Local => None,
-    });
-    let here = plugged.iter().map(|(port, link)| (port.mac, None, Some(link.index)));
-    for (mac, remote, port) in here.clone().chain(elsewhere) {
-        let leaving = steps.diverted.get(&(environment.vni, mac)).and_then(|divert| divert.to);
-        let shadowed = port.is_none() && here.clone().any(|(other, _, _)| other == mac);
-        if steps.is_parked(environment.vni, mac) || shadowed {
-            continue;
+    let mut ways: BTreeMap<Mac, Way> = BTreeMap::new();
+    for endpoint in &environment.endpoints {
+        if let Location::Remote(to) = endpoint.at {
+            ways.insert(endpoint.mac, Way::Host(to));
         }
-        match (leaving.or(remote), port) {
-            (Some(to), _) => entries.extend(to_host(mac, to)),
-            (None, Some(index)) => entries.push(to_port(index, mac)),
-            (None, None) => {}
+    }
+    ways.extend(plugged.iter().map(|(port, link)| (port.mac, Way::Port(link.index))));
+    // Also of a container whose port is out of the bridge and that is still said to be here: mid-move.
+    let diverted = steps.diverted.iter().filter(|((vni, _), _)| *vni == environment.vni);
+    ways.extend(diverted.filter_map(|((_, mac), divert)| Some((*mac, Way::Host(divert.to?)))));
+    for (mac, way) in ways.into_iter().filter(|(mac, _)| !steps.is_parked(environment.vni, *mac)) {
+        match way {
+            Way::Host(to) => entries.extend(to_host(mac, to)),
+            Way::Port(link) => entries.push(Entry { link, mac, kind: Kind::Port }),
         }
     }
     entries
 }
 
+/// Where frames for one MAC go.
+enum Way {
+    Port(u32),
+    Host(Ipv4Addr),
+}
+
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-    use crate::state::Divert;
-    use crate::types::{Endpoint, Mac, Subnet};
+    use crate::parking::Peers;
+    use crate::state::{Divert, Parked, Stage};
+    use crate::types::{Endpoint, Subnet};
 
     const MAC: Mac = Mac([2, 0, 0, 0, 0, 1]);
     const THERE: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 2);
@@ -201,11 +245,21 @@ mod tests {
         assert_eq!(entries_for(Location::Remote(THERE), true, &still), [Kind::Port]);
         assert_eq!(entries_for(Location::Local, false, &still), []);
         let mut leaving = Steps::default();
-        leaving.diverted.insert((7, MAC), Divert { to: Some(OTHER), ends: None });
-        assert_eq!(entries_for(Location::Local, true, &leaving), [Kind::Tunnel(OTHER), Kind::Port]);
-        let mut parked = Steps::default();
+        leaving.diverted.insert((7, MAC), Divert { to: Some(OTHER), passes_on: true, ..Divert::default() });
+        for (at, is_plugged) in [(Location::Local, true), (Location::Local, false), (Location::Remote(THERE), false)] {
+            assert_eq!(entries_for(at, is_plugged, &leaving), [Kind::Tunnel(OTHER), Kind::Port]);
+        }
         let record = PortRecord { id: "1".repeat(12), vni: 7, mac: MAC, address: Ipv4Addr::new(10, 7, 0, 9) };
-        parked.parked.insert(record.id.clone(), record);
-        assert_eq!(entries_for(Location::Remote(THERE), true, &parked), []);
+        for (stage, entries) in [
+            (Stage::Open, vec![]),
+            (Stage::Arrived, vec![]),
+            (Stage::Delivering, vec![]),
+            (Stage::Delivered, vec![Kind::Port]),
+        ] {
+            let mut parked = Steps::default();
+            let (peers, ended) = (Peers::default(), tokio::sync::watch::channel(()).1);
+            parked.parked.insert(record.id.clone(), Parked { record: record.clone(), stage, peers, ended });
+            assert_eq!(entries_for(Location::Remote(THERE), true, &parked), entries, "{stage:?}");
+        }
     }
 }

@@ -1,5 +1,8 @@
 //! A container's port: made with its namespace, plugged into its environment's bridge, unplugged, removed.
 
+use std::net::Ipv4Addr;
+
+use crate::drain;
 use crate::error::NetworkError;
 use crate::forwarding::Kind;
 use crate::host::HostNetwork;
@@ -8,7 +11,7 @@ use crate::namespace;
 use crate::netlink::{Link, Netlink, PortMode};
 use crate::state::Moving;
 use crate::sysctl;
-use crate::types::{GATEWAY_MAC, Port};
+use crate::types::{GATEWAY_MAC, Mac, Port};
 
 /// Nothing unknown is flooded to a container, so it cannot watch its neighbours' frames. Frames may leave by the port
 /// they came in by: with bridge netfilter on, that is the way of a container to its own published port (the rules keep
@@ -38,11 +41,13 @@ impl HostNetwork {
         netlink.add_veth(port, std::os::fd::AsFd::as_fd(&target)).await?;
         sysctl::set_if_there(&format!("ipv6/conf/{name}/disable_ipv6"), "1");
         let link = netlink.existing(&name).await?;
-        netlink.set_alias(&link, &PortRecord::of(port).alias()).await?;
-        let inside = port.clone();
-        namespace::inside(target, pid, async move || configure(&inside).await).await?;
+        let record = PortRecord::of(port);
+        netlink.set_alias(&link, &record.alias()).await?;
+        let (inside, peers) = (port.clone(), self.peers(&port.id));
+        namespace::inside(target, pid, async move || configure(&inside, &peers).await).await?;
         // The other side is up only now; asking for the link makes the kernel notice.
-        netlink.existing(&name).await.map(drop)
+        netlink.existing(&name).await?;
+        self.hold_own_frames(&record).await
     }
 
     /// Puts the port into its environment's bridge: from now on the container can send, and unless it is parked its
@@ -52,37 +57,58 @@ impl HostNetwork {
         let (link, record) = self.port(id).await?;
         let bridge = netlink.existing(&link_name::bridge(record.vni)).await?;
         // Between restore and activation: the rules were made when the port was parked, so nft need not run now.
-        if self.inner.moving.lock().parked.contains_key(id) {
+        if self.inner.moving.lock().holds(id) {
             return netlink.join(&link, bridge.index, CONTAINER_PORT).await;
         }
-        self.sync_firewall(&mut *self.inner.state.lock().await).await?;
-        let diverted = self.inner.moving.lock().diverted.remove(&(record.vni, record.mac));
-        netlink.join(&link, bridge.index, CONTAINER_PORT).await?;
-        netlink.forward_to_port(&link, record.mac).await?;
-        if let Some(divert) = diverted {
-            if let Some(to) = divert.to {
+        let key = (record.vni, record.mac);
+        // A move that failed: the rules still know the port, and its clients have waited long enough.
+        let diverted = self.inner.moving.lock().diverted.contains_key(&key);
+        if !diverted {
+            self.sync_firewall(&mut *self.inner.state.lock().await).await?;
+        }
+        let divert = {
+            let _ways = self.inner.ways.lock().await;
+            netlink.join(&link, bridge.index, CONTAINER_PORT).await?;
+            netlink.forward_to_port(&link, record.mac).await?;
+            let divert = self.inner.moving.lock().diverted.remove(&key);
+            if let Some(to) = divert.and_then(|divert| divert.to) {
                 let vxlan = netlink.existing(&link_name::vxlan(record.vni)).await?;
                 netlink.forget(&vxlan, record.mac, Kind::Tunnel(to)).await?;
             }
+            divert
+        };
+        if divert.is_some() {
+            let mut state = self.inner.state.lock().await;
             self.set_vxlan_mode(record.vni).await?;
-            self.sync_firewall(&mut *self.inner.state.lock().await).await?;
+            self.sync_firewall(&mut state).await?;
         }
         Ok(())
     }
 
-    /// Takes the port out of its bridge; the links stay up. Nothing to do if it is out already.
+    /// Takes the port out of its bridge, after what it has sent; the links stay up. Nothing to do if it is out
+    /// already.
     pub async fn unplug(&self, id: &str) -> Result<(), NetworkError> {
         let (link, _) = self.port(id).await?;
         if link.controller.is_none() {
             return Ok(());
         }
+        drain::receive_queues().await;
         self.inner.netlink.leave(&link).await
     }
 
     /// Removes the port, the container's side with it. Nothing to do if there is none.
     pub async fn detach(&self, id: &str) -> Result<(), NetworkError> {
-        self.inner.netlink.delete_named(&link_name::port(id)).await?;
-        self.sync_firewall(&mut *self.inner.state.lock().await).await
+        let name = link_name::port(id);
+        let Some(link) = self.inner.netlink.link(&name).await? else { return Ok(()) };
+        self.inner.netlink.delete(&link).await?;
+        let mut state = self.inner.state.lock().await;
+        // Without it, where its frames go is a matter of the description again.
+        let record = PortRecord::read(&link.name, &link.alias);
+        let forwarded = match record {
+            Some(record) => self.forward_again(&state, record.vni).await,
+            None => Ok(()),
+        };
+        self.sync_firewall(&mut state).await.and(forwarded)
     }
 
     pub(crate) async fn port(&self, id: &str) -> Result<(Link, PortRecord), NetworkError> {
@@ -93,7 +119,7 @@ impl HostNetwork {
 }
 
 /// Runs in the container's namespace.
-async fn configure(port: &Port) -> Result<(), NetworkError> {
+async fn configure(port: &Port, peers: &[(Ipv4Addr, Mac)]) -> Result<(), NetworkError> {
     for scope in ["all", "default", "eth0"] {
         sysctl::set_if_there(&format!("ipv6/conf/{scope}/disable_ipv6"), "1");
     }
@@ -111,6 +137,11 @@ async fn configure(port: &Port) -> Result<(), NetworkError> {
     let known = port.neighbours.iter().any(|(address, _)| *address == port.gateway);
     for (address, mac) in port.neighbours.iter().copied().chain((!known).then_some(gateway)) {
         netlink.set_neighbour(&link, address, mac).await?;
+    }
+    for (address, mac) in peers.iter().filter(|(address, _)| *address != port.address) {
+        if !port.neighbours.iter().any(|(known, _)| known == address) {
+            netlink.suggest_neighbour(&link, *address, *mac).await?;
+        }
     }
     netlink.add_default_route(&link, port.gateway).await?;
     // Asking makes the kernel finish bringing the link up: the first frame can leave now.

@@ -146,6 +146,7 @@ fn reverse(name: &str) -> Option<Ipv4Addr> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
     use crate::types::{Endpoint, Location, Mac};
