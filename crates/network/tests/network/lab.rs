@@ -6,17 +6,22 @@ use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Output, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use godwit_network::{
-    Endpoint, EnvironmentNetwork, GATEWAY_MAC, HostNetwork, HostNetworkConfig, Location, Mac, Port, PublishedPort,
-    Subnet,
+    Endpoint, EnvironmentNetwork, GATEWAY_MAC, HostNetwork, HostNetworkConfig, Location, Mac, NetworkError, Parking,
+    Port, PublishedPort, Subnet,
 };
 use nix::sched::{CloneFlags, setns};
 
-use crate::wire::ping;
+use crate::wire::{PATIENCE, ping};
 
 pub const MTU: u32 = 1450;
+/// How long what must not be answered is listened for. Shorter than it takes on a loaded machine makes such a test
+/// weaker, never wrong.
+pub const SILENCE: Duration = Duration::from_millis(500);
+/// Pause between two looks at something that does not tell by itself.
+const LOOK: Duration = Duration::from_millis(2);
 
 /// False, with the word why, if the tests of this file cannot run.
 pub fn is_root() -> bool {
@@ -25,6 +30,18 @@ pub fn is_root() -> bool {
         println!("skipped: needs root");
     }
     root
+}
+
+/// Waits for what `look` returns, and fails with `what` if it does not come within [`PATIENCE`].
+pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = look() {
+            return found;
+        }
+        assert!(Instant::now() < end, "not within {PATIENCE:?}: {what}");
+        thread::sleep(LOOK);
+    }
 }
 
 /// A network namespace and the process that holds it.
@@ -70,8 +87,14 @@ impl Space {
         self.run(words[0], &words[1..]).status.success()
     }
 
+    /// Whether one echo request is answered, however late: a lost one is not sent again.
     pub fn pings(&self, address: Ipv4Addr) -> bool {
-        self.inside(|| ping(address, 56, Duration::from_secs(1)))
+        self.inside(|| ping(address, 56, PATIENCE))
+    }
+
+    /// Whether an echo request stays without an answer for longer than any answer takes.
+    pub fn no_answer_from(&self, address: Ipv4Addr) -> bool {
+        !self.inside(|| ping(address, 56, SILENCE))
     }
 
     /// Runs `work` on a thread in this namespace and waits for it.
@@ -143,6 +166,42 @@ impl Host {
     pub fn plug(&self, id: &str) {
         let id = id.to_owned();
         self.on(|network| async move { network.plug(&id).await }).unwrap();
+    }
+
+    pub fn unplug(&self, id: &str) {
+        let id = id.to_owned();
+        self.on(|network| async move { network.unplug(&id).await }).unwrap();
+    }
+
+    pub fn detach(&self, id: &str) {
+        let id = id.to_owned();
+        self.on(|network| async move { network.detach(&id).await }).unwrap();
+    }
+
+    pub fn park(&self, port: &Port) -> Result<Parking, NetworkError> {
+        let port = port.clone();
+        self.on(|network| async move { network.park(&port).await })
+    }
+
+    pub fn prepare_divert(&self, port: &Port) {
+        let (mac, vni) = (port.mac, port.vni);
+        self.on(|network| async move { network.prepare_divert(mac, vni).await }).unwrap();
+    }
+
+    pub fn divert(&self, port: &Port, to: Ipv4Addr) {
+        let (mac, vni) = (port.mac, port.vni);
+        self.on(|network| async move { network.divert(mac, vni, to).await }).unwrap();
+    }
+
+    pub fn leftovers(&self) -> Vec<String> {
+        self.on(|network| async move { network.leftovers().await }).unwrap()
+    }
+
+    /// The forwarding entries, sorted.
+    pub fn entries(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self.space.sh("bridge fdb show").lines().map(str::to_owned).collect();
+        lines.sort_unstable();
+        lines
     }
 
     pub fn rules(&self) -> String {
@@ -240,6 +299,14 @@ impl Environment {
         let names = names.iter().map(|name| (*name).to_owned()).collect();
         self.containers.push(Container { space, port, host, names });
         self.containers.len() - 1
+    }
+
+    /// What `host` is told while container 0 is said to be on host `first_on`.
+    pub fn view_if(&self, world: &World, host: usize, first_on: usize) -> EnvironmentNetwork {
+        let mut view = self.view(world, host);
+        let there = world.hosts[first_on].address;
+        view.endpoints[0].at = if first_on == host { Location::Local } else { Location::Remote(there) };
+        view
     }
 
     pub fn view(&self, world: &World, host: usize) -> EnvironmentNetwork {

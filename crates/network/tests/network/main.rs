@@ -1,5 +1,6 @@
 //! The host's network on real namespaces: hosts are network namespaces joined by a bridge, containers are processes
 //! with namespaces of their own. Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod isolation;
 mod lab;

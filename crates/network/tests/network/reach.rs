@@ -3,16 +3,13 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::thread;
-use std::time::Duration;
 
 use godwit_network::{Protocol, PublishedPort};
 use hickory_proto::op::{Message, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, RecordType};
 
 use crate::lab::{CLIENT, Environment, MTU, Space, World, apply, is_root};
-use crate::wire::ping;
-
-const PATIENCE: Duration = Duration::from_secs(5);
+use crate::wire::{PATIENCE, ping};
 
 #[test]
 fn containers_reach_each_other_by_address() {
@@ -135,7 +132,7 @@ fn whoami(space: &Space, port: u16, clients: usize) -> thread::JoinHandle<()> {
 /// What the server said: its own address and the one it saw.
 fn visit(space: &Space, to: Ipv4Addr, port: u16) -> Option<(Ipv4Addr, Ipv4Addr)> {
     space.inside(|| {
-        let mut stream = TcpStream::connect_timeout(&(to, port).into(), Duration::from_secs(2)).ok()?;
+        let mut stream = TcpStream::connect_timeout(&(to, port).into(), PATIENCE).ok()?;
         stream.set_read_timeout(Some(PATIENCE)).unwrap();
         let mut text = String::new();
         stream.read_to_string(&mut text).ok()?;

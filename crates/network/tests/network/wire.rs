@@ -12,6 +12,10 @@ use nix::sys::socket::{
 };
 use nix::sys::time::TimeVal;
 
+/// How long something that must happen may take on a machine that others load. Nothing waits as long as that: it waits
+/// for the event.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Sends frames on `eth0` of the calling thread's namespace.
 pub fn send_frames(frames: &[Vec<u8>]) {
     let socket = socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), None::<SockProtocol>).unwrap();
@@ -39,19 +43,25 @@ impl Listener {
         Self(socket(AddressFamily::Packet, SockType::Raw, SockFlag::empty(), all).unwrap())
     }
 
-    /// Whether a frame that contains `mark` arrives within `patience`.
-    pub fn hears(&self, mark: &[u8], patience: Duration) -> bool {
-        let end = Instant::now() + patience;
+    /// Whether a frame that contains `mark` arrives within [`PATIENCE`].
+    pub fn hears(&self, mark: &[u8]) -> bool {
+        self.first_of(&[mark]).is_some()
+    }
+
+    /// Which of the marks is in the first frame that has one, within [`PATIENCE`]. A frame that must not arrive is told
+    /// from one that is late by an honest one sent behind it.
+    pub fn first_of(&self, marks: &[&[u8]]) -> Option<usize> {
+        let end = Instant::now() + PATIENCE;
         setsockopt(&self.0, ReceiveTimeout, &TimeVal::new(0, 20_000)).unwrap();
         let mut buffer = [0; 2048];
         while Instant::now() < end {
-            if let Ok(length) = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty())
-                && buffer[..length].windows(mark.len()).any(|window| window == mark)
-            {
-                return true;
+            let Ok(length) = recv(self.0.as_raw_fd(), &mut buffer, MsgFlags::empty()) else { continue };
+            let has = |mark: &[u8]| buffer[..length].windows(mark.len()).any(|window| window == mark);
+            if let Some(found) = marks.iter().position(|mark| has(mark)) {
+                return Some(found);
             }
         }
-        false
+        None
     }
 }
 
