@@ -51,6 +51,8 @@ pub struct MountAttributes {
 }
 
 /// mount_setattr(2) on the mount that `mount` is the root of; with `userns` it becomes idmapped.
+/// It becomes private as well: a copy of a shared mount, and systemd shares all of them, would
+/// carry what the container mounts below it to the host, and the host's mounts inside.
 pub fn mount_setattr(
     mount: BorrowedFd<'_>,
     attributes: MountAttributes,
@@ -60,7 +62,7 @@ pub fn mount_setattr(
     let attr = libc::mount_attr {
         attr_set: attributes.set | idmap,
         attr_clr: attributes.clear,
-        propagation: 0,
+        propagation: libc::MS_PRIVATE,
         userns_fd: userns.map_or(0, |fd| fd.as_raw_fd() as u64),
     };
     // SAFETY: path and attributes are valid for the length of the call.

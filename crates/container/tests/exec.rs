@@ -23,7 +23,7 @@ fn a_command_has_the_containers_world_and_its_own_streams() {
     assert_eq!(code, Some(5));
     assert_eq!(text, "on box-1, /proc/1/exe\nbad\n");
     // The same walls as for the program.
-    let (_, text) = keeper.exec("grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/self/status; grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/1/status; cat /proc/self/cgroup | grep memory; cat /proc/1/cgroup | grep memory");
+    let (_, text) = keeper.exec("grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/self/status; grep -E 'CapEff|CapBnd|NoNewPrivs|Seccomp:' /proc/1/status; grep -E 'memory|^0::' /proc/self/cgroup | head -n 1; grep -E 'memory|^0::' /proc/1/cgroup | head -n 1");
     let lines: Vec<&str> = text.lines().collect();
     assert_eq!(lines[..4], lines[4..8], "{text}");
     assert_eq!(lines[8], lines[9], "{text}");
