@@ -2,9 +2,11 @@
 //! with namespaces of their own. Needs root.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod aborts;
 mod isolation;
 mod lab;
 mod moves;
 mod reach;
+mod talk;
 mod upkeep;
 mod wire;

@@ -3,6 +3,7 @@
 use godwit_network::{HostNetwork, HostNetworkConfig, NetworkError};
 
 use crate::lab::{Environment, Host, World, apply, is_root};
+use crate::talk::{Server, Talkers, assert_complete, stage};
 
 /// Everything the kernel knows about us, without counters and ages.
 fn picture(host: &Host) -> Vec<String> {
@@ -56,6 +57,26 @@ fn applying_again_changes_nothing() {
     host.apply(&[env.view(&world, 0)]);
     // It may take a second: the container asked for its neighbour in vain, and asks again once a second.
     assert!(env.containers[0].space.pings(env.containers[1].port.address));
+}
+
+/// Not even one frame: what is right already is not written again.
+#[test]
+fn applying_again_disturbs_no_traffic() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(3);
+    let env = stage(&world, 95);
+    let server = Server::start(Server::bind(&env.containers[0].space));
+    let talkers = Talkers::start(&world, &env);
+    talkers.wait_for_answers();
+    for _ in 0..20 {
+        for (number, host) in world.hosts.iter().enumerate() {
+            host.apply(&[env.view(&world, number)]);
+        }
+    }
+    talkers.wait_for_answers();
+    assert_complete(talkers.finish(vec![], server), "applying again");
 }
 
 #[test]
