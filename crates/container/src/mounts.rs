@@ -14,18 +14,25 @@
 //! Everything else (`/proc`, `/sys`, `/dev/pts`, `/dev/shm`, further tmpfs, read-only paths of
 //! `/proc`) is made inside by the container's own namespaces.
 
-use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::libc;
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid, chownat, makedev, mknodat};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid, chownat, makedev, mknodat, open};
 use rustix::mount::{OpenTreeFlags, open_tree};
+use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::process::{Pid, WaitOptions, waitpid};
+use rustix::thread::{ThreadNameSpaceType, move_into_thread_name_spaces};
 use serde::{Deserialize, Serialize};
 
 use crate::spec::LaunchSpec;
-use crate::sys::{MountAttributes, mount_setattr};
+use crate::sys::{self, Cloned, MountAttributes, mount_setattr};
+
+/// Longest sentence taken from a failed child.
+const MAX_SENTENCE_BYTES: u64 = 4096;
 
 /// One mount inside a container whose source is outside.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -128,6 +135,65 @@ pub fn prepare_sources(dir: &Path, id_base: u32) -> Result<(), PrepareError> {
         }
         chownat(CWD, &path, owner.0, owner.1, AtFlags::SYMLINK_NOFOLLOW)
             .map_err(|error| failed(&path)(error.into()))?;
+    }
+    Ok(())
+}
+
+/// A failure to give a restored container's mounts their attributes.
+#[derive(Debug, thiserror::Error)]
+pub enum RestoredMountsError {
+    #[error("cannot start a process that sets the restored mounts' attributes")]
+    Start { source: io::Error },
+    #[error("the restored mounts: {sentence}")]
+    Inside { sentence: String },
+}
+
+/// Sets the attributes of all mounts from outside again in a restored container, before it runs.
+///
+/// CRIU (4.2, `do_bind_mount_v2`) leaves out the flags that a mount has in common with an earlier
+/// one of the same directory, although both come from the host with the host's flags: a directory
+/// mounted read-only in two places came back writable in the second.
+pub(crate) fn set_restored_attributes(
+    spec: &LaunchSpec,
+    dir: &Path,
+    container: BorrowedFd<'_>,
+) -> Result<(), RestoredMountsError> {
+    let start = |source: io::Error| RestoredMountsError::Start { source };
+    let (read, write) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| start(error.into()))?;
+    // SAFETY: the keeper has one thread.
+    let pid = match unsafe { sys::clone_process(0) }.map_err(start)? {
+        Cloned::Parent { pid, .. } => pid,
+        Cloned::Child => {
+            let done = set_attributes_inside(spec, dir, container);
+            if let Err(sentence) = &done {
+                let _ = File::from(write).write_all(sentence.as_bytes());
+            }
+            sys::exit_now(i32::from(done.is_err()))
+        }
+    };
+    drop(write);
+    let mut sentence = String::new();
+    let heard = File::from(read).take(MAX_SENTENCE_BYTES).read_to_string(&mut sentence);
+    let ended = rustix::io::retry_on_intr(|| waitpid(Pid::from_raw(pid), WaitOptions::empty()));
+    heard.map_err(start)?;
+    match ended.map_err(|error| start(error.into()))? {
+        Some((_, status)) if status.exit_status() == Some(0) => Ok(()),
+        _ => Err(RestoredMountsError::Inside { sentence }),
+    }
+}
+
+/// In a process of its own: it does not come back from the container's mounts.
+fn set_attributes_inside(spec: &LaunchSpec, dir: &Path, container: BorrowedFd<'_>) -> Result<(), String> {
+    move_into_thread_name_spaces(container, ThreadNameSpaceType::MOUNT)
+        .map_err(|error| format!("join the container's mount namespace: {error}"))?;
+    for Planned { mount, attributes } in plan(spec, dir) {
+        let target = mount.target_in_container;
+        // Paths end at the container's root now. What is no mount any more is refused by the kernel.
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        open(&target, flags, Mode::empty())
+            .map_err(io::Error::from)
+            .and_then(|mount| mount_setattr(mount.as_fd(), attributes, None))
+            .map_err(|error| format!("set attributes of {target}: {error}"))?;
     }
     Ok(())
 }

@@ -12,6 +12,7 @@ use godwit_container::KeeperEvent;
 use godwit_container::external_mounts;
 use godwit_container::keeper::protocol::{Event, Request, RestoreSpec};
 use godwit_container::keeper::state::Phase;
+use godwit_container::spec::BindMount;
 use godwit_criu::{Criu, Directories, DumpOptions, Ends, ExternalMount, Message, PageServerOptions, PassedFd, Session};
 
 /// CRIU's images and working files, on a tmpfs; unmounted and removed at the end.
@@ -77,9 +78,17 @@ fn a_dumped_container_goes_on_where_it_is_restored() {
         return;
     }
     let script = "i=0; while true; do i=$((i+1)); echo tick $i; sleep 0.05; done";
-    let source = World::new("dump", script);
+    let mut source = World::new("dump", script);
     let mut destination = World::new("restore", script);
     destination.spec.id_base = source.spec.id_base;
+    for world in [&mut source, &mut destination] {
+        let volume = world.base.join("volume");
+        std::fs::create_dir(&volume).unwrap();
+        for target in ["/one", "/two"] {
+            std::fs::create_dir(world.spec.rootfs.join(&target[1..])).unwrap();
+            world.spec.mounts.push(BindMount { source: volume.clone(), target: target.into(), read_only: true });
+        }
+    }
     let keeper = source.start();
     source.wait_for_log("tick 5\n");
     let state = keeper.client.status().unwrap();
@@ -130,6 +139,10 @@ fn a_dumped_container_goes_on_where_it_is_restored() {
     // Isolation came along.
     let status = std::fs::read_to_string(format!("/proc/{restored}/status")).unwrap();
     assert!(status.contains("NoNewPrivs:\t1") && status.contains("Seccomp:\t2"), "{status}");
+    let mounts = std::fs::read_to_string(format!("/proc/{restored}/mountinfo")).unwrap();
+    assert!(!mounts.contains("shared:") && !mounts.contains("master:"), "{mounts}");
+    let seen = "cat /proc/1/cgroup; cut -d' ' -f5-6 /proc/1/mountinfo | sort";
+    assert_eq!(keeper.exec(seen), other.exec(seen), "cgroup paths and mounts look the same inside");
     drop((keeper, other));
     source.finish();
     destination.finish();

@@ -2,7 +2,7 @@
 //! the restored pid 1 is the keeper's child, and stops CRIU twice to hear the agent's word: when
 //! the network namespace is there, and when everything is restored and nothing runs.
 
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use godwit_criu::{
     CgroupRoot, Criu, Directories, Ends, ExternalMount, Message, PassedFd, RestoreOptions, Session, StdioPipe,
@@ -129,6 +129,7 @@ impl Keeper {
         let raw = Pid::from_raw(pid.cast_signed()).ok_or("criu named no process")?;
         let pidfd = pidfd_open(raw, PidfdFlags::empty())
             .map_err(|e| format!("cannot hold the restored process {pid}: {e}"))?;
+        mounts::set_restored_attributes(&self.spec, &self.dir, pidfd.as_fd()).map_err(|e| chain(&e))?;
         restoring.waiting = true;
         let cgroup = restoring.cgroup.clone();
         if let Some(output) = restoring.output.take() {
