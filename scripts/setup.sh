@@ -87,13 +87,21 @@ set_sysctl() { # NAME VALUE WHY
 }
 
 check_rust
+# On kernels from 6.16 a TCP socket refuses an option that CRIU before 4.2 asks of every socket: no server could move.
+criu_suite=trixie
+! at_least "$(uname -r | cut -d- -f1)" 6.16 || criu_suite=forky
 case $(os_field ID)-$(os_field VERSION_ID) in
     debian-12)
         install_packages "${packages[@]}"
-        scripts/criu.sh /opt/godwit/criu trixie # Debian 12's own CRIU is too old
+        scripts/criu.sh /opt/godwit/criu $criu_suite # Debian 12's own CRIU is too old
         ;;
     debian-13)
-        install_packages "${packages[@]}" criu
+        if [ $criu_suite = trixie ]; then
+            install_packages "${packages[@]}" criu
+        else
+            install_packages "${packages[@]}"
+            scripts/criu.sh /opt/godwit/criu $criu_suite # so is Debian 13's for this kernel
+        fi
         ;;
     *)
         say "$(os_field PRETTY_NAME) is neither Debian 12 nor 13: nothing is installed here; 'godwit doctor' tells what is missing"

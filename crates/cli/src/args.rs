@@ -79,6 +79,8 @@ pub enum Verb {
     Lab(verbs::lab::LabVerb),
     /// Look at what this server has of what a host needs
     Doctor(verbs::doctor::DoctorArgs),
+    /// Make this server the one that decides: hosts join it, people ask it
+    Controller(verbs::controller::ControllerArgs),
     /// Make this server a host
     Agent(verbs::agent::AgentArgs),
     #[command(hide = true)]

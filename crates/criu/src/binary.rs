@@ -22,6 +22,22 @@ impl Version {
     /// The oldest that works: older ones cannot skip the network lock or find the vDSO of current kernels.
     pub const MINIMUM: Version = Version { major: 4, minor: 1, patch: 0 };
 
+    /// The oldest that works with the running kernel. From Linux 6.16 on, SO_PASSCRED and SO_PASSSEC of a socket that is
+    /// not a unix one cannot be read (EOPNOTSUPP); CRIU before 4.2 takes that for an error and dumps no TCP socket.
+    pub fn minimum_here() -> Self {
+        let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+        Self::minimum_for(&release)
+    }
+
+    fn minimum_for(kernel_release: &str) -> Self {
+        let number = |part: &str| part.chars().take_while(char::is_ascii_digit).collect::<String>().parse::<u32>().ok();
+        let mut parts = kernel_release.trim().split('.').filter_map(number);
+        match (parts.next(), parts.next()) {
+            (Some(major), Some(minor)) if (major, minor) >= (6, 16) => Self { major: 4, minor: 2, patch: 0 },
+            _ => Self::MINIMUM,
+        }
+    }
+
     fn parse(text: &str) -> Option<Self> {
         let line = text.lines().find_map(|l| l.strip_prefix("Version: "))?;
         let mut parts = line.trim().split('.').map(|p| p.parse::<u32>().ok());
@@ -38,12 +54,12 @@ impl fmt::Display for Version {
 
 #[derive(Debug, Error)]
 pub enum FindError {
-    #[error("CRIU was not found (looked at ${CRIU_VARIABLE}, {PRIVATE_PREFIX} and PATH); run ./dev setup or install criu {} or newer", Version::MINIMUM)]
+    #[error("CRIU was not found (looked at ${CRIU_VARIABLE}, {PRIVATE_PREFIX} and PATH); run ./dev setup or install criu {} or newer", Version::minimum_here())]
     Absent,
     #[error("{} did not say its version; is it CRIU?", path.display())]
     NotCriu { path: PathBuf },
-    #[error("{} is CRIU {found}; {} or newer is needed: run ./dev setup", path.display(), Version::MINIMUM)]
-    TooOld { path: PathBuf, found: Version },
+    #[error("{} is CRIU {found}; {needed} or newer is needed with this kernel: run ./dev setup", path.display())]
+    TooOld { path: PathBuf, found: Version, needed: Version },
 }
 
 /// A usable CRIU.
@@ -73,8 +89,9 @@ impl Criu {
         let output = Command::new(path).arg("--version").output();
         let version = output.ok().and_then(|o| Version::parse(&String::from_utf8_lossy(&o.stdout)));
         let version = version.ok_or_else(|| FindError::NotCriu { path: path.to_owned() })?;
-        if version < Version::MINIMUM {
-            return Err(FindError::TooOld { path: path.to_owned(), found: version });
+        let needed = Version::minimum_here();
+        if version < needed {
+            return Err(FindError::TooOld { path: path.to_owned(), found: version, needed });
         }
         Ok(Self { path: path.to_owned(), version })
     }
@@ -90,5 +107,9 @@ mod tests {
         assert_eq!(v.to_string(), "4.1.1");
         assert!(Version::parse("Version: 3.17").unwrap() < Version::MINIMUM);
         assert!(Version::parse("criu?").is_none());
+        assert_eq!(Version::minimum_for("6.12.48+deb13-amd64\n"), Version::MINIMUM);
+        for new in ["6.16", "6.18.44", "7.0-rc1"] {
+            assert_eq!(Version::minimum_for(new).minor, 2, "{new}");
+        }
     }
 }

@@ -73,11 +73,15 @@ impl WorkDirs {
         remove_dir_all_no_xdev(&self.top).map_err(|e| ErrorBody::from_chain(&e).one_line())
     }
 
-    /// The errors in one of CRIU's logs, for a message.
+    /// The errors in one of CRIU's logs, else its last lines, for a message.
     pub fn errors_of(&self, log: &str) -> String {
         let text = std::fs::read_to_string(self.work.join(log)).unwrap_or_default();
-        let errors: Vec<&str> = text.lines().filter(|l| l.contains("Error") || l.contains("rror (")).collect();
-        errors[errors.len().saturating_sub(LOG_LINES)..].join("; ")
+        let harmless = |line: &&str| line.contains("RLIMIT_NOFILE");
+        let said: Vec<&str> = text.lines().filter(|line| !harmless(line)).collect();
+        let errors: Vec<&str> = said.iter().copied().filter(|line| line.contains("Error (")).collect();
+        // CRIU does not always say what was wrong as an error.
+        let told = if errors.is_empty() { said } else { errors };
+        told[told.len().saturating_sub(LOG_LINES)..].join("; ")
     }
 }
 

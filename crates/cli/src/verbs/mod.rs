@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod container;
+pub mod controller;
 pub mod doctor;
 pub mod env;
 pub mod events;
@@ -33,12 +34,13 @@ pub fn run(cli: Cli, printer: &Printer) -> Result<u8> {
     if let Verb::Keeper(args) = &verb {
         return Ok(keeper::run(args));
     }
-    let is_daemon = matches!(verb, Verb::Agent(_));
+    let is_daemon = matches!(verb, Verb::Agent(_) | Verb::Controller(_));
     printer.start_tracing(global.verbose, is_daemon);
     match verb {
         Verb::Lab(verb) => lab::run(&global, printer, verb),
         Verb::Doctor(args) => doctor::run(printer, &args),
         Verb::Workload(command) => workload::run(command),
+        Verb::Controller(args) => on_runtime(Builder::new_multi_thread(), controller::run(args)),
         Verb::Agent(args) => on_runtime(Builder::new_multi_thread(), agent::run(args)),
         verb => on_runtime(Builder::new_current_thread(), ask(&global, verb, printer)),
     }
@@ -73,6 +75,7 @@ async fn ask(global: &Global, verb: Verb, printer: &Printer) -> Result<u8> {
         // Run above.
         Verb::Version
         | Verb::Agent(_)
+        | Verb::Controller(_)
         | Verb::Doctor(_)
         | Verb::Keeper(_)
         | Verb::Lab(_)

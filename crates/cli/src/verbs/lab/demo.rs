@@ -81,18 +81,17 @@ fn with_lab(
     // From here on Ctrl-C does not end this process but what it does.
     let mut interrupt = runtime.block_on(async { Interrupt::new() })?;
     let lab = stage::make_lab(printer, &args.name, runtime)?;
-    let worked = runtime.block_on(async {
+    let played = runtime.block_on(async {
         tokio::select! {
             biased;
-            () = interrupt.any() => Err(Failure::new("interrupted").into()),
-            worked = acts::play(printer, &lab, stage, report) => worked,
+            () = interrupt.any() => None,
+            played = acts::play(printer, &lab, stage, report) => Some(played),
         }
     });
-    if let Err(error) = &worked
-        && !error.to_string().starts_with("interrupted")
-    {
+    if let Some(Err(_)) = &played {
         tell_logs(printer, &lab);
     }
+    let worked = played.unwrap_or_else(|| Err(Failure::new("interrupted").into()));
     if args.keep {
         printer.say(what_to_try(&args.name));
         return worked;

@@ -155,7 +155,7 @@ impl Act<'_> {
         let nginx = Actor {
             name: "shop/web-1".parse()?,
             program: "nginx",
-            identity: "cat /run/nginx.pid; grep -lx nginx /proc/[0-9]*/comm",
+            identity: "cat /run/nginx.pid; grep -lx nginx /proc/[0-9]*/comm 2>/dev/null || true",
             volume: Some("/srv"),
         };
         self.bring_to_start(&nginx.name).await?;

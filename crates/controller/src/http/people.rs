@@ -1,0 +1,120 @@
+//! The people's routes that answer once.
+
+use axum::Json;
+use axum::extract::State;
+use godwit_api::types::{
+    ApplyAnswer, ApplyRequest, ContainerView, EnvironmentView, HostView, MigrateRequest, VersionView,
+};
+use godwit_model::migration::Move;
+use godwit_model::{ContainerName, EnvName};
+use serde::Deserialize;
+
+use super::Api;
+use super::error::ApiError;
+use super::extract::{Body, ContainerPath, EnvPath, MovePath, Params};
+use super::views::{REMOVING, Sight};
+use crate::apply::{self, ApplyError};
+use crate::{containers, moves};
+
+type Answer<T> = Result<Json<T>, ApiError>;
+
+pub async fn version(State(api): State<Api>) -> Json<VersionView> {
+    let store_id = api.core.state.world().store_id.clone();
+    Json(VersionView { version: env!("CARGO_PKG_VERSION").to_owned(), store_id })
+}
+
+pub async fn hosts(State(api): State<Api>) -> Json<Vec<HostView>> {
+    Json(Sight::of(&api.core).hosts())
+}
+
+pub async fn environments(State(api): State<Api>) -> Json<Vec<EnvironmentView>> {
+    Json(Sight::of(&api.core).environments())
+}
+
+pub async fn environment(State(api): State<Api>, EnvPath(name): EnvPath) -> Answer<EnvironmentView> {
+    let sight = Sight::of(&api.core);
+    let env = sight.world.envs.get(&name).ok_or_else(|| ApiError::no_environment(&name))?;
+    Ok(Json(sight.environment(env)))
+}
+
+pub async fn apply(
+    State(api): State<Api>,
+    EnvPath(path): EnvPath,
+    Body(ApplyRequest { manifest, dry_run }): Body<ApplyRequest>,
+) -> Answer<ApplyAnswer> {
+    if path != manifest.name {
+        return Err(ApplyError::OtherName { path, manifest: manifest.name }.into());
+    }
+    Ok(Json(apply::apply(&api.core.state, &manifest, dry_run).await?))
+}
+
+pub async fn delete_environment(State(api): State<Api>, EnvPath(name): EnvPath) -> Answer<ApplyAnswer> {
+    Ok(Json(apply::delete(&api.core.state, &name).await?))
+}
+
+#[derive(Deserialize)]
+pub struct ContainersParams {
+    env: Option<EnvName>,
+}
+
+pub async fn containers(
+    State(api): State<Api>,
+    Params(ContainersParams { env }): Params<ContainersParams>,
+) -> Answer<Vec<ContainerView>> {
+    let sight = Sight::of(&api.core);
+    if let Some(env) = env.as_ref().filter(|env| !sight.world.envs.contains_key(env)) {
+        return Err(ApiError::no_environment(env));
+    }
+    Ok(Json(sight.containers(env.as_ref())))
+}
+
+pub async fn container(State(api): State<Api>, ContainerPath(name): ContainerPath) -> Answer<ContainerView> {
+    view(&api, &name).map(Json)
+}
+
+pub async fn remove_container(State(api): State<Api>, ContainerPath(name): ContainerPath) -> Answer<ContainerView> {
+    let before = view(&api, &name)?;
+    containers::remove(&api.core.state, &name).await?;
+    // One that no host holds is gone already.
+    Ok(Json(view(&api, &name).unwrap_or_else(|_| ContainerView { state: REMOVING.to_owned(), message: None, host: None, ..before })))
+}
+
+pub async fn stop(State(api): State<Api>, ContainerPath(name): ContainerPath) -> Answer<ContainerView> {
+    containers::set_run(&api.core.state, &name, false).await?;
+    view(&api, &name).map(Json)
+}
+
+pub async fn start(State(api): State<Api>, ContainerPath(name): ContainerPath) -> Answer<ContainerView> {
+    containers::set_run(&api.core.state, &name, true).await?;
+    view(&api, &name).map(Json)
+}
+
+pub async fn migrate(
+    State(api): State<Api>,
+    ContainerPath(name): ContainerPath,
+    Body(MigrateRequest { to }): Body<MigrateRequest>,
+) -> Answer<Move> {
+    Ok(Json(moves::request(&api.core, &name, to).await?))
+}
+
+pub async fn moves(State(api): State<Api>) -> Json<Vec<Move>> {
+    let world = api.core.state.world();
+    let mut moves: Vec<Move> = world.moves.keys().filter_map(|id| api.core.moves.view(&world, id)).collect();
+    moves.sort_by(|a, b| (a.requested_at_ms, &a.id).cmp(&(b.requested_at_ms, &b.id)));
+    Json(moves)
+}
+
+pub async fn one_move(State(api): State<Api>, MovePath(id): MovePath) -> Answer<Move> {
+    let found = api.core.moves.view(&api.core.state.world(), &id);
+    found.map(Json).ok_or_else(|| ApiError::no_move(&id))
+}
+
+pub async fn cancel_move(State(api): State<Api>, MovePath(id): MovePath) -> Answer<Move> {
+    Ok(Json(moves::cancel(&api.core, &id).await?))
+}
+
+fn view(api: &Api, name: &ContainerName) -> Result<ContainerView, ApiError> {
+    let sight = Sight::of(&api.core);
+    let container = sight.world.containers.get(name).ok_or_else(|| ApiError::no_container(name))?;
+    Ok(sight.container(container))
+}
