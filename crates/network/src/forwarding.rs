@@ -7,7 +7,7 @@
 
 use std::net::Ipv4Addr;
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::StreamExt;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -44,8 +44,7 @@ impl Netlink {
     /// Every static entry on bridges and VXLAN links of this namespace; what the kernel keeps for itself is left out.
     pub(crate) async fn forwarding(&self) -> Result<Vec<Entry>, NetworkError> {
         let request = self.handle.neighbours().get().set_address_family(AddressFamily::Bridge);
-        let dump = request.execute().try_collect::<Vec<_>>().await;
-        let messages = dump.map_err(|source| NetworkError::List { what: "forwarding entries", source })?;
+        let messages = self.list("forwarding entries", move || request.execute()).await?;
         Ok(messages.into_iter().filter_map(Entry::read).collect())
     }
 

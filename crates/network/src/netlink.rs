@@ -4,8 +4,9 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
 
-use futures_util::TryStreamExt;
+use futures_util::{TryStream, TryStreamExt};
 use netlink_packet_route::address::AddressAttribute;
 use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
@@ -15,6 +16,8 @@ use rtnetlink::{
     AddressMessageBuilder, Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan,
     RouteMessageBuilder,
 };
+
+use tokio::sync::Mutex;
 
 use crate::error::{NetworkError, errno};
 use crate::link_name;
@@ -28,6 +31,8 @@ const FIRST_PORT_INDEX: u32 = 1 << 24;
 #[derive(Clone)]
 pub(crate) struct Netlink {
     pub(crate) handle: Handle,
+    /// Held while a list is read: the kernel refuses a second one on the same socket (EBUSY).
+    lists: Arc<Mutex<()>>,
 }
 
 /// What we look at of a link.
@@ -63,12 +68,33 @@ impl Netlink {
     pub(crate) fn open() -> Result<Self, NetworkError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NetworkError::Connect)?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        Ok(Self { handle, lists: Arc::default() })
+    }
+
+    /// Reads one whole list, to its end even if the caller stops waiting: until then the socket is taken.
+    pub(crate) async fn list<T, S>(
+        &self,
+        what: &'static str,
+        request: impl FnOnce() -> S + Send + 'static,
+    ) -> Result<Vec<T>, NetworkError>
+    where
+        T: Send + 'static,
+        S: TryStream<Ok = T, Error = rtnetlink::Error> + Send,
+    {
+        let turn = self.lists.clone().lock_owned().await;
+        let reading = tokio::spawn(async move {
+            let all = request().try_collect::<Vec<T>>().await;
+            drop(turn);
+            all
+        });
+        // It ends early only with the runtime.
+        let all = reading.await.unwrap_or(Err(rtnetlink::Error::RequestFailed));
+        all.map_err(|source| NetworkError::List { what, source })
     }
 
     pub(crate) async fn links(&self) -> Result<Vec<Link>, NetworkError> {
-        let dump = self.handle.link().get().execute().try_collect::<Vec<_>>().await;
-        let messages = dump.map_err(|source| NetworkError::List { what: "links", source })?;
+        let request = self.handle.link().get();
+        let messages = self.list("links", move || request.execute()).await?;
         Ok(messages.into_iter().map(Link::read).collect())
     }
 
@@ -194,8 +220,8 @@ impl Netlink {
 
     /// Makes the IPv4 addresses of `link` exactly these; addresses that stay are not touched.
     pub(crate) async fn set_addresses(&self, link: &Link, wanted: &[(Ipv4Addr, u8)]) -> Result<(), NetworkError> {
-        let dump = self.handle.address().get().set_link_index_filter(link.index).execute().try_collect::<Vec<_>>().await;
-        let present = dump.map_err(|source| NetworkError::List { what: "addresses", source })?;
+        let request = self.handle.address().get().set_link_index_filter(link.index);
+        let present = self.list("addresses", move || request.execute()).await?;
         let mut kept = Vec::new();
         for message in present.into_iter().filter(|message| message.header.family == AddressFamily::Inet) {
             let local = message.attributes.iter().find_map(|attribute| match attribute {
@@ -262,8 +288,7 @@ impl Netlink {
     /// Makes the permanent IPv4 neighbour entries of `link` exactly these.
     pub(crate) async fn set_neighbours(&self, link: &Link, wanted: &[(Ipv4Addr, Mac)]) -> Result<(), NetworkError> {
         let request = self.handle.neighbours().get().set_address_family(AddressFamily::Inet);
-        let dump = request.execute().try_collect::<Vec<_>>().await;
-        let messages = dump.map_err(|source| NetworkError::List { what: "neighbours", source })?;
+        let messages = self.list("neighbours", move || request.execute()).await?;
         let mut kept = Vec::new();
         let permanent = |header: &netlink_packet_route::neighbour::NeighbourHeader| {
             header.ifindex == link.index && header.state == NeighbourState::Permanent

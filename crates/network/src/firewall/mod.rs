@@ -15,8 +15,10 @@ use tokio::process::Command;
 use crate::error::NetworkError;
 pub(crate) use render::{Rules, parking_mac};
 
-/// How long one run of nft may take, in seconds. It takes milliseconds.
-const NFT_TIMEOUT_S: u64 = 10;
+/// How long one run of nft may take, in seconds. It takes milliseconds; on a machine with twenty busy threads to a core
+/// it was seen to take more than ten seconds, nearly all of it in the kernel's clearing up after it, when the new rules
+/// were in force already.
+const NFT_TIMEOUT_S: u64 = 60;
 /// Our tables, by family.
 pub(crate) const TABLES: [&str; 2] = ["bridge godwit", "inet godwit"];
 

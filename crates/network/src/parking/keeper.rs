@@ -25,6 +25,8 @@ use crate::types::Mac;
 /// What one parking keeps at most; beyond either the oldest frames are dropped (their senders send them again).
 const MAX_PARKED_BYTES: usize = 16 << 20;
 const MAX_PARKED_FRAMES: usize = 100_000;
+/// Batches handed on before a delivery says that it has caught up.
+const MAX_CATCH_UP_BATCHES: usize = 64;
 /// Larger than any frame a link of ours carries.
 const MAX_FRAME_BYTES: usize = 65_536;
 /// How long a delivery goes on after its end was asked for while nothing comes, in milliseconds: for machines whose
@@ -161,6 +163,7 @@ impl Keeper {
                     Command::Deliver(socket, done) => {
                         self.out = Some(socket);
                         self.flush();
+                        self.catch_up()?;
                         let _ = done.send(self.delivered);
                     }
                     Command::End(done) => {
@@ -174,6 +177,17 @@ impl Keeper {
                 }
             }
         }
+    }
+
+    /// Hands on what came while the queue was handed on: whoever opens the direct way after this must find nothing left
+    /// to overtake. Bounded, should frames come faster than they go.
+    fn catch_up(&mut self) -> io::Result<()> {
+        for _ in 0..MAX_CATCH_UP_BATCHES {
+            if self.take_in()? == 0 {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Waits for a frame or, without a limit, also for a command. True if there is something.
@@ -190,18 +204,18 @@ impl Keeper {
         }
     }
 
-    /// Reads what the tap has, up to a batch, and hands it on at once if delivering.
-    fn take_in(&mut self) -> io::Result<()> {
-        for _ in 0..MAX_BATCH_FRAMES {
+    /// Reads what the tap has, up to a batch, and hands it on at once if delivering. Returns how many frames.
+    fn take_in(&mut self) -> io::Result<usize> {
+        for frames in 0..MAX_BATCH_FRAMES {
             let length = match self.tap.read(&mut self.buffer) {
                 Ok(length) => length,
-                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(frames),
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 Err(error) => return Err(error),
             };
             self.sort_in(self.buffer[..length].to_vec());
         }
-        Ok(())
+        Ok(MAX_BATCH_FRAMES)
     }
 
     fn sort_in(&mut self, mut frame: Vec<u8>) {

@@ -126,6 +126,7 @@ impl Talkers {
 fn talk(space: &Space, talker: u8, to: (Ipv4Addr, u16), stop: &Arc<AtomicBool>) -> Talker {
     let socket = space.inside(|| UdpSocket::bind("0.0.0.0:0").unwrap());
     socket.connect(to).unwrap();
+    make_room(&socket);
     socket.set_nonblocking(true).unwrap();
     let (sent, answered) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
     let (stop, said, last) = (stop.clone(), sent.clone(), answered.clone());
@@ -157,6 +158,12 @@ fn talk(space: &Space, talker: u8, to: (Ipv4Addr, u16), stop: &Arc<AtomicBool>) 
     Talker { sent, answered, thread }
 }
 
+/// All that waited arrives at once, words as well as answers: a socket with room for less would drop what the network
+/// delivered.
+fn make_room(socket: &UdpSocket) {
+    setsockopt(socket, RcvBufForce, &(64 << 20)).unwrap();
+}
+
 /// Answers every word until it is frozen.
 pub struct Server {
     stop: Arc<AtomicBool>,
@@ -167,8 +174,7 @@ impl Server {
     /// A socket for it in `space`; what arrives before [`Server::start`] waits in it.
     pub fn bind(space: &Space) -> UdpSocket {
         let socket = space.inside(|| UdpSocket::bind(("0.0.0.0", PORT)).unwrap());
-        // All that waited arrives at once: room for it, or the socket itself would drop what the network delivered.
-        setsockopt(&socket, RcvBufForce, &(16 << 20)).unwrap();
+        make_room(&socket);
         socket
     }
 

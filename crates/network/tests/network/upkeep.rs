@@ -79,6 +79,36 @@ fn applying_again_disturbs_no_traffic() {
     assert_complete(talkers.finish(vec![], server), "applying again");
 }
 
+/// Each reads the kernel's lists, one of which at a time can be read; some callers give up in the middle.
+#[test]
+fn calls_at_the_same_time_are_not_in_each_others_way() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let mut env = Environment::new(96);
+    env.start(&world, 0, &[]);
+    apply(&world, &[&env]);
+    let view = env.view(&world, 0);
+    world.hosts[0].on(|network| async move {
+        let look = |network: HostNetwork| async move { network.leftovers().await.map(drop).map_err(|error| vec![error]) };
+        for _ in 0..20 {
+            let (applying, view) = (network.clone(), view.clone());
+            let lookers: Vec<_> = (0..8).map(|_| tokio::spawn(look(network.clone()))).collect();
+            let applier = tokio::spawn(async move { applying.apply(&[view]).await });
+            tokio::task::yield_now().await;
+            for (number, looker) in lookers.into_iter().enumerate() {
+                if number % 3 == 0 {
+                    looker.abort();
+                } else {
+                    looker.await.unwrap().unwrap();
+                }
+            }
+            assert!(applier.await.unwrap().is_empty());
+        }
+    });
+}
+
 #[test]
 fn nothing_is_left_after_removal() {
     if !is_root() {

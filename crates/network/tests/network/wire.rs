@@ -14,7 +14,7 @@ use nix::sys::time::TimeVal;
 
 /// How long something that must happen may take on a machine that others load. Nothing waits as long as that: it waits
 /// for the event.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Sends frames on `eth0` of the calling thread's namespace.
 pub fn send_frames(frames: &[Vec<u8>]) {
