@@ -53,6 +53,17 @@ fn memory(meminfo: &str, cgroup: &str) -> Bytes {
     Bytes(limits::memory_bytes(cgroup).map_or(total, |limit| limit.min(total)))
 }
 
+/// Memory that containers below `cgroup` could take right now: what the kernel calls available, within every limit on
+/// the way to the root (their caches count as free: the kernel drops them first).
+pub fn free_memory(cgroup: &str) -> Bytes {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let field = |name: &str| {
+        meminfo.lines().find_map(|l| l.strip_prefix(name)?.trim().split(' ').next()?.parse::<u64>().ok())
+    };
+    let available = field("MemAvailable:").unwrap_or(0) << 10;
+    Bytes(limits::free_bytes(cgroup).map_or(available, |left| left.min(available)))
+}
+
 fn disk_free(dir: &Path) -> Bytes {
     Bytes(rustix::fs::statvfs(dir).map_or(0, |s| s.f_bavail.saturating_mul(s.f_frsize)))
 }
@@ -65,6 +76,25 @@ mod limits {
     pub fn memory_bytes(cgroup: &str) -> Option<u64> {
         let v1 = smallest("/sys/fs/cgroup/memory", cgroup, |dir| number(&dir.join("memory.limit_in_bytes")));
         let v2 = smallest("/sys/fs/cgroup", cgroup, |dir| number(&dir.join("memory.max")));
+        v1.into_iter().chain(v2).min()
+    }
+
+    /// What is left below the tightest limit, file caches counted as free.
+    pub fn free_bytes(cgroup: &str) -> Option<u64> {
+        let left = |limit: &str, usage: &str, dir: &Path| {
+            let limit = number(&dir.join(limit))?;
+            let caches = std::fs::read_to_string(dir.join("memory.stat")).unwrap_or_default();
+            let caches = ["total_inactive_file ", "total_active_file ", "inactive_file ", "active_file "]
+                .iter()
+                .filter_map(|name| caches.lines().find_map(|l| l.strip_prefix(name)?.parse::<u64>().ok()));
+            // Version 1 has both a cgroup's own and its subtree's; the larger pair is the subtree's.
+            let caches: Vec<u64> = caches.collect();
+            let caches = caches.chunks(2).map(|pair| pair.iter().sum::<u64>()).max().unwrap_or(0);
+            let used = number(&dir.join(usage))?.saturating_sub(caches);
+            Some(limit.saturating_sub(used))
+        };
+        let v1 = smallest("/sys/fs/cgroup/memory", cgroup, |d| left("memory.limit_in_bytes", "memory.usage_in_bytes", d));
+        let v2 = smallest("/sys/fs/cgroup", cgroup, |d| left("memory.max", "memory.current", d));
         v1.into_iter().chain(v2).min()
     }
 

@@ -14,7 +14,7 @@ use godwit_criu::Criu;
 use godwit_image::ImageStore;
 use godwit_model::container::ContainerStatus;
 use godwit_model::event::EventKind;
-use godwit_model::{ContainerId, ContainerName, MoveId};
+use godwit_model::{Bytes, ContainerId, ContainerName, MoveId};
 use godwit_network::{EnvironmentNetwork, HostNetwork, Mac};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::{Notify, watch};
@@ -39,6 +39,8 @@ pub struct Host {
     pub incoming: Mutex<BTreeMap<MoveId, Arc<Incoming>>>,
     /// Addresses that lead elsewhere although `Desired` does not say so yet: containers given away by a move.
     pub redirects: Mutex<BTreeMap<Mac, (u32, Ipv4Addr)>>,
+    /// Addresses whose frames this host was asked to send elsewhere for moves between others, and their networks.
+    pub redirected: Mutex<BTreeMap<Mac, u32>>,
     pub desired: watch::Sender<Option<Arc<Desired>>>,
     pub applied_revision: Mutex<u64>,
     pub changed: Notify,
@@ -88,7 +90,8 @@ impl Host {
 
     async fn answer(host: &Arc<Host>, body: Request) -> Result<Reply, ErrorBody> {
         match body {
-            Request::PrepareMove { id, spec, generation, from } => {
+            Request::PrepareMove { id, spec, generation, from, memory } => {
+                enough_memory(host, memory)?;
                 Incoming::prepare(host, id, *spec, generation, from).await?;
                 Ok(Reply::Prepared { address: host.config.migration_address() })
             }
@@ -99,6 +102,7 @@ impl Host {
             }
             Request::Redirect { vni, mac, to_tunnel } => {
                 let network = host.network.lock().await;
+                locked(&host.redirected).insert(Mac(mac.0), vni);
                 network.divert(Mac(mac.0), vni, to_tunnel).await.map_err(|e| ErrorBody::from_chain(&e))?;
                 Ok(Reply::Done)
             }
@@ -156,6 +160,16 @@ impl Host {
     }
 }
 
+/// What arrives is held twice until it runs: as it was sent, and as it is restored.
+fn enough_memory(host: &Host, memory: Bytes) -> Result<(), ErrorBody> {
+    let free = facts::free_memory(&host.config.cgroup_parent);
+    let needed = Bytes(memory.0.saturating_mul(2));
+    if needed <= free {
+        return Ok(());
+    }
+    Err(ErrorBody::new(format!("{free} of memory is free, and a container that uses {memory} needs {needed} to arrive")))
+}
+
 /// Carries out every `Desired`, newest only, until the agent ends.
 pub async fn supervise(host: Arc<Host>, ledger: Ledger) {
     let mut wanted = host.desired.subscribe();
@@ -196,6 +210,7 @@ async fn carry_out(host: &Arc<Host>, desired: &Desired) {
     if let Err(error) = host.apply_network().await {
         tracing::error!(%error, "the network does not match what is wanted");
     }
+    end_redirects(host).await;
     for assignment in &desired.containers {
         assign(host, assignment, desired).await;
     }
@@ -216,6 +231,28 @@ async fn carry_out(host: &Arc<Host>, desired: &Desired) {
         incoming.discard_if_idle(host, "the controller does not know this move any more").await;
     }
     task::sweep_volumes(host).await;
+}
+
+/// Redirects of moves that are over end: frames go where the newest word says. A controller that died before it could
+/// take a redirect back is thereby made good.
+async fn end_redirects(host: &Arc<Host>) {
+    let network = host.network.lock().await;
+    // The newest word, after the lock: a redirect comes after the word that names its move.
+    let Some(desired) = host.desired.borrow().clone() else { return };
+    let moving = |mac: &Mac| desired.moving.iter().any(|m| m.0 == mac.0);
+    let over: Vec<(Mac, u32)> =
+        locked(&host.redirected).iter().filter(|(mac, _)| !moving(mac)).map(|(mac, vni)| (*mac, *vni)).collect();
+    for (mac, vni) in over {
+        let endpoints = desired.networks.iter().filter(|n| n.vni == vni).flat_map(|n| &n.endpoints);
+        let described = endpoints.filter(|e| e.mac.0 == mac.0).find_map(|e| e.remote);
+        if let Some(to) = described
+            && let Err(error) = network.divert(mac, vni, to).await
+        {
+            tracing::error!(%mac, error = ErrorBody::from_chain(&error).one_line(), "a redirect is not taken back; tried again");
+            continue;
+        }
+        locked(&host.redirected).remove(&mac);
+    }
 }
 
 async fn assign(host: &Arc<Host>, assignment: &Assignment, desired: &Desired) {

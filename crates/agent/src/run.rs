@@ -82,6 +82,7 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
         tasks: Mutex::new(BTreeMap::new()),
         incoming: Mutex::new(BTreeMap::new()),
         redirects: Mutex::new(BTreeMap::new()),
+        redirected: Mutex::new(BTreeMap::new()),
         desired: watch::Sender::new(None),
         applied_revision: Mutex::new(0),
         changed: Notify::new(),

@@ -20,7 +20,7 @@ use godwit_model::event::EventKind;
 use godwit_model::host::HostFacts;
 use godwit_model::migration::{DowntimePart, Phase, Progress};
 use godwit_model::network::MacAddress;
-use godwit_model::{ContainerId, ContainerName, Generation, HostName, MoveId};
+use godwit_model::{Bytes, ContainerId, ContainerName, Generation, HostName, MoveId};
 use serde::{Deserialize, Serialize};
 
 use crate::session::ExecRequest;
@@ -106,6 +106,9 @@ pub struct Desired {
     #[serde(default)]
     pub volumes: Vec<ContainerName>,
     pub networks: Vec<NetworkSpec>,
+    /// Containers of these networks that are being moved, by whomever: a redirect of any other is over.
+    #[serde(default)]
+    pub moving: Vec<MacAddress>,
     /// Moves that are not over and have this host on one side.
     pub moves: Vec<MoveRef>,
 }
@@ -175,7 +178,8 @@ pub struct PortSpec {
 #[serde(rename_all = "kebab-case", tag = "type")]
 pub enum Request {
     /// Destination: get everything ready to receive. Answered with `Prepared` when the copy may begin.
-    PrepareMove { id: MoveId, spec: Box<ContainerSpec>, generation: Generation, from: HostName },
+    /// `memory` is what the container uses now.
+    PrepareMove { id: MoveId, spec: Box<ContainerSpec>, generation: Generation, from: HostName, memory: Bytes },
     /// Source: begin. Answered with `Accepted`; the rest is told by `Move*` messages.
     StartMove {
         id: MoveId,
@@ -208,6 +212,7 @@ pub enum Reply {
     Done,
     /// The destination waits here for the stream of this move.
     Prepared { address: SocketAddr },
-    /// Milliseconds from the word to the first instruction on the destination, and frames that were parked.
-    Activated { activate_ms: f64, frames_parked: u64 },
+    /// By the destination's own clock, in milliseconds: from `MoveReady` to the word, and from the word to the first
+    /// instruction with the parked frames delivered.
+    Activated { hand_over_ms: f64, activate_ms: f64, frames_parked: u64 },
 }

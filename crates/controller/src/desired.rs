@@ -27,6 +27,11 @@ pub fn desired(world: &World, host: &HostName) -> Desired {
             .collect(),
         volumes: volumes(world, host),
         networks: world.envs.values().filter_map(|env| network(world, env, host)).collect(),
+        moving: world
+            .open_moves()
+            .filter_map(|m| world.containers.get(&m.name).filter(|c| c.spec.id == m.container))
+            .map(|c| c.spec.network.mac)
+            .collect(),
         moves: moves
             .map(|m| MoveRef {
                 id: m.id.clone(),

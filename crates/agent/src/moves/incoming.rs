@@ -77,6 +77,7 @@ struct Held {
     dirs: Option<WorkDirs>,
     record: Record,
     started_at_ms: Option<u64>,
+    since: Instant,
 }
 
 fn chain<E: std::error::Error + 'static>(e: E) -> ErrorBody {
@@ -135,7 +136,7 @@ impl Incoming {
         let mut stage = self.stage.lock().await;
         if let Stage::Over = *stage {
             return if locked(&host.tasks).contains_key(&self.spec.id) {
-                Ok(Reply::Activated { activate_ms: 0.0, frames_parked: 0 })
+                Ok(Reply::Activated { hand_over_ms: 0.0, activate_ms: 0.0, frames_parked: 0 })
             } else {
                 Err(ErrorBody::new(format!("move {} was unmade on this host", self.id)))
             };
@@ -147,12 +148,13 @@ impl Incoming {
             return Err(ErrorBody::new("the move is over"));
         };
         let begun = Instant::now();
+        let hand_over_ms = held.since.elapsed().as_secs_f64() * 1e3;
         let result = resume(&mut held).await;
-        let activate_ms = begun.elapsed().as_secs_f64() * 1e3;
         let frames_parked = match held.parking.take() {
             Some(parking) => parking.deliver().await.map(|d| d.frames).map_err(chain),
             None => Ok(0),
         };
+        let activate_ms = begun.elapsed().as_secs_f64() * 1e3;
         held.record.incoming = None;
         held.record.generation = generation;
         if let Err(error) = held.record.save(&container_dir(host, &self.spec.id)) {
@@ -181,7 +183,7 @@ impl Incoming {
             tracing::error!(error = error.one_line(), "parked frames were not delivered; peers will send them again");
             0
         });
-        Ok(Reply::Activated { activate_ms, frames_parked })
+        Ok(Reply::Activated { hand_over_ms, activate_ms, frames_parked })
     }
 
     /// Unmakes everything; nothing of it has run.
@@ -301,7 +303,7 @@ async fn arrive(host: Arc<Host>, incoming: Arc<Incoming>, ready: Ready, arrival:
     let restored = arriving.restored.take();
     match (result, restored) {
         (Ok(received), Some((live, record, started_at_ms))) => {
-            let held = Held { live, parking: Some(ready.parking), dirs: Some(dirs), record, started_at_ms };
+            let held = Held { live, parking: Some(ready.parking), dirs: Some(dirs), record, started_at_ms, since: Instant::now() };
             *incoming.stage.lock().await = Stage::Held(Box::new(held));
             host.voice.say(report(&incoming.id, &received));
         }
@@ -504,5 +506,5 @@ async fn adopt_held(host: &Host, dir: &Path, record: Record) -> Option<Held> {
     let cgroup = godwit_container::Cgroup::open(&launch.cgroup_path()).ok()?;
     let live = Live { keeper, events, cgroup, pid: state.pid? };
     let dirs = record.incoming.as_ref().map(|id| WorkDirs::of(host, id));
-    Some(Held { live, parking: None, dirs, record, started_at_ms: None })
+    Some(Held { live, parking: None, dirs, record, started_at_ms: None, since: Instant::now() })
 }

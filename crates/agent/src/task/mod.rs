@@ -159,9 +159,16 @@ pub async fn adopt_all(host: &Arc<Host>, last: Option<&Desired>) {
                 continue;
             }
         };
+        let mut record = record;
         if record.incoming.is_some() {
-            crate::moves::incoming::adopt(host, record).await;
-            continue;
+            // It runs only after the store's word: an agent that died before it could note that leaves it like this.
+            let runs = godwit_container::keeper::state::read_state(&item.path())
+                .is_ok_and(|state| state.is_some_and(|s| s.phase == godwit_container::keeper::state::Phase::Running));
+            if !runs {
+                crate::moves::incoming::adopt(host, record).await;
+                continue;
+            }
+            record.incoming = None;
         }
         let run = last.and_then(|d| d.containers.iter().find(|a| a.spec.id == id)).is_none_or(|a| a.run);
         let assignment = Assignment {

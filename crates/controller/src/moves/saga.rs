@@ -99,8 +99,10 @@ async fn send(core: &Arc<Core>, open: &Move, heard: &mut mpsc::Receiver<Heard>) 
     let spec = Box::new(record.spec.clone());
     let vni_mac = (record.spec.network.vni, record.spec.network.mac);
     let failed = |error: AskError| Stopped::Failed(phase, ErrorBody::from_chain(&error).one_line());
-    let prepare =
-        Request::PrepareMove { id: id.clone(), spec, generation: open.generation.next(), from: open.from.clone() };
+    let report = core.links.report(&open.from);
+    let memory = report.and_then(|r| r.containers.get(&open.container)?.memory).unwrap_or_default();
+    let (generation, from) = (open.generation.next(), open.from.clone());
+    let prepare = Request::PrepareMove { id: id.clone(), spec, generation, from, memory };
     let prepared = core.links.ask_within(&open.to, prepare, PREPARE_TIMEOUT_MS).await.map_err(failed)?;
     let Reply::Prepared { address } = prepared else {
         return Err(Stopped::Failed(phase, format!("the host {} answered something else than that it is ready", open.to)));
@@ -276,13 +278,13 @@ async fn take_back(core: &Arc<Core>, open: &Move, reason: &str) {
 async fn finish(core: &Arc<Core>, open: &Move, ready: Option<Ready>) {
     let activated = activate(core, open).await;
     let summary = ready.map(|Ready { at, mut summary }| {
-        if let Some((activate_ms, frames_parked)) = activated {
-            let since_ready_ms = at.elapsed().as_secs_f64() * 1e3;
-            summary.downtime_parts.insert(DowntimePart::HandOver, (since_ready_ms - activate_ms).max(0.0));
-            summary.downtime_parts.insert(DowntimePart::Activate, activate_ms);
-            summary.downtime_ms += since_ready_ms;
-            summary.frames_parked = frames_parked;
-        }
+        // Where the answer was lost, the time until the container was seen to run is the best that is known.
+        let (hand_over_ms, activate_ms, frames_parked) =
+            activated.unwrap_or_else(|| (at.elapsed().as_secs_f64() * 1e3, 0.0, 0));
+        summary.downtime_parts.insert(DowntimePart::HandOver, hand_over_ms);
+        summary.downtime_parts.insert(DowntimePart::Activate, activate_ms);
+        summary.downtime_ms += hand_over_ms + activate_ms;
+        summary.frames_parked = frames_parked;
         summary
     });
     core.moves.advance(&open.id, Phase::Release, None);
@@ -292,15 +294,17 @@ async fn finish(core: &Arc<Core>, open: &Move, ready: Option<Ready>) {
     }
 }
 
-/// Until the destination says that the container runs: its milliseconds and parked frames, `None` where the answer was
-/// lost but the container is there.
-async fn activate(core: &Arc<Core>, open: &Move) -> Option<(f64, u64)> {
+/// Until the destination says that the container runs: hand-over and activation in milliseconds, and parked frames;
+/// `None` where the answer was lost but the container is there.
+async fn activate(core: &Arc<Core>, open: &Move) -> Option<(f64, f64, u64)> {
     core.moves.advance(&open.id, Phase::Activate, None);
     let mut reports = core.links.follow();
     loop {
         let request = Request::ActivateMove { id: open.id.clone(), generation: open.generation.next() };
         match core.links.ask(&open.to, request).await {
-            Ok(Reply::Activated { activate_ms, frames_parked }) => return Some((activate_ms, frames_parked)),
+            Ok(Reply::Activated { hand_over_ms, activate_ms, frames_parked }) => {
+                return Some((hand_over_ms, activate_ms, frames_parked));
+            }
             Ok(_) => return None,
             Err(error) => {
                 tracing::warn!(host = %open.to, error = ErrorBody::from_chain(&error).one_line(), "not activated yet");

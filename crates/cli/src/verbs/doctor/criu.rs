@@ -28,7 +28,7 @@ pub fn checks(ways: &Ways, is_root: bool) -> Vec<Check> {
             all.extend(of_kernel(&criu.path, ways, is_root));
             all
         }
-        Err(FindError::TooOld { path, found }) => {
+        Err(FindError::TooOld { path, found, .. }) => {
             let found = format!("{found} at {}", path.display());
             vec![version.too_old(found, way_out(ways, elsewhere)), works().not_checked("needs a CRIU")]
         }

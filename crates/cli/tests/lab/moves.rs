@@ -1,0 +1,216 @@
+//! Live migration of programs that check themselves and of programs that people run.
+
+use std::time::Duration;
+
+use godwit_lab::Node;
+use serde_json::Value;
+
+use crate::world::World;
+
+const WORKLOAD: &str = r#"
+name: t
+services:
+  w:
+    image: oci:${WORKLOAD}:workload
+    command: [memory-files-streams, --port, "7000", --dir, /data, --memory-mib, "32"]
+    volumes: ["files:/data"]
+    ports: ["7000:7000"]
+volumes: {files: {}}
+"#;
+
+/// What the workload says of itself.
+fn status(world: &World) -> Value {
+    let address = format!("{}:7000", world.host_address(1));
+    let output = world.on_client(&[crate::world::GODWIT, "workload", "status", "--address", &address]);
+    assert!(output.status.success(), "{}\n{}", crate::world::text(&output), world.logs());
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+/// Waits until the workload answers: a container runs before its program listens.
+pub fn wait_listening(world: &World, address: &str) {
+    let argv = [crate::world::GODWIT, "workload", "status", "--address", address];
+    let answers = world.until(Duration::from_secs(30), || world.on_client(&argv).status.success().then_some(()));
+    assert!(answers.is_some(), "{}", world.logs());
+}
+
+fn next_host(host: &str) -> &'static str {
+    match host {
+        "h1" => "h2",
+        "h2" => "h3",
+        _ => "h1",
+    }
+}
+
+/// Memory, files on a volume, pipes, timers, a child and both directions of many streams, twenty moves in a row.
+#[test]
+fn twenty_moves_in_a_row_lose_nothing() {
+    let Some(world) = World::up("twenty", 3, &["--link", "10gbit"]) else { return };
+    world.apply(WORKLOAD);
+    world.wait_running("t/w-1");
+    let address = format!("{}:7000", world.host_address(1));
+    wait_listening(&world, &address);
+    let client = world.client(&["client", "--address", &address, "--connections", "8", "--until-stdin-closes"]);
+    let before = status(&world);
+    let mut host = world.host_of("t/w-1");
+    let mut downtimes = Vec::new();
+    for _ in 0..20 {
+        let to = next_host(&host);
+        let done = world.migrate("t/w-1", to);
+        assert_eq!(done["outcome"]["state"], "done", "{done:#}");
+        downtimes.push(done["summary"]["downtime_ms"].as_f64().unwrap());
+        host = to.to_owned();
+        assert_eq!(world.host_of("t/w-1"), host);
+    }
+    let after = status(&world);
+    assert_eq!(after["ok"], true, "{after:#}");
+    for same in ["instance", "pid", "started_unix_ms"] {
+        assert_eq!(after[same], before[same], "{same}");
+    }
+    assert_eq!(after["streams_broken"], 0, "{after:#}");
+    let report = client.finish();
+    downtimes.sort_by(f64::total_cmp);
+    println!(
+        "downtime ms: median {:.0}, {:.0} to {:.0}; longest client gap {:.0}",
+        downtimes[10], downtimes[0], downtimes[19], report["client_gap_ms"].as_f64().unwrap()
+    );
+    // One container, on one host, and nothing of it on the others.
+    for number in 1..=3 {
+        let containers = world.lab.paths().host_state(Node::Host(number)).join("agent/containers");
+        let count = std::fs::read_dir(containers).unwrap().count();
+        assert_eq!(count, usize::from(host == format!("h{number}")), "h{number}");
+    }
+    world.down();
+}
+
+const PROGRAMS: &str = r#"
+name: p
+services:
+  cache:
+    image: oci:${IMAGES}/redis:latest
+    command: redis-server --save ''
+    ports: ["6379:6379"]
+    healthcheck: {test: [CMD, redis-cli, ping], interval: 2s}
+  db:
+    image: oci:${IMAGES}/postgresql:latest
+    environment: {POSTGRES_DB: shop, POSTGRES_PASSWORD: "", POSTGRES_HOST_AUTH_METHOD: trust}
+    volumes: ["db-files:/var/lib/postgresql/data"]
+    ports: ["5432:5432"]
+    stop_signal: SIGINT
+    healthcheck: {test: [CMD, pg_isready, --quiet, --host=127.0.0.1], interval: 2s, start_period: 60s}
+  web:
+    image: oci:${IMAGES}/nginx:latest
+    ports: ["8080:80"]
+volumes: {db-files: {}}
+"#;
+
+/// Moves a container to h1, then h2, h3, h1.
+fn around(world: &World, name: &str) -> Vec<Value> {
+    let mut moves = Vec::new();
+    let at = world.host_of(name);
+    for to in ["h1", "h2", "h3", "h1"] {
+        if moves.is_empty() && at == to {
+            continue;
+        }
+        moves.push(world.migrate(name, to));
+    }
+    moves
+}
+
+#[test]
+fn redis_keeps_its_data_and_its_connection() {
+    let Some(world) = World::up("redis", 3, &["--link", "10gbit"]) else { return };
+    world.apply(&PROGRAMS.replace("  db:", "  db:\n    deploy: {replicas: 0}"));
+    world.wait_healthy("p/cache-1");
+    let address = format!("{}:6379", world.host_address(2));
+    let workload = |verb| {
+        let output =
+            world.on_client(&[crate::world::GODWIT, "workload", verb, "--address", &address, "--mib", "64"]);
+        assert!(output.status.success(), "{}", crate::world::text(&output));
+    };
+    workload("redis-fill");
+    let client = world.client(&["redis-client", "--address", &address, "--until-stdin-closes"]);
+    let run_id = |world: &World| world.ok(&["exec", "p/cache-1", "--", "redis-cli", "info", "server"]);
+    let run_id = |world: &World| run_id(world).lines().find(|l| l.starts_with("run_id")).unwrap().to_owned();
+    let before = run_id(&world);
+    let moves = around(&world, "p/cache-1");
+    assert!(moves.len() >= 3);
+    assert_eq!(run_id(&world), before, "the same process");
+    client.finish();
+    workload("redis-check");
+    world.down();
+}
+
+#[test]
+fn postgresql_fails_no_transaction() {
+    let Some(world) = World::up("pg", 3, &["--link", "10gbit"]) else { return };
+    world.apply(PROGRAMS);
+    world.wait_healthy("p/db-1");
+    let host = world.host_address(3).to_string();
+    let pgbench = std::fs::read_dir("/usr/lib/postgresql").unwrap().flatten().map(|e| e.path().join("bin/pgbench"));
+    let pgbench = pgbench.filter(|p| p.exists()).max().unwrap().to_str().unwrap().to_owned();
+    let common = ["-h", &host, "-U", "postgres", "shop"];
+    let init = world.on_client(&[&[pgbench.as_str(), "-i", "-q", "-s", "2"], &common[..]].concat());
+    assert!(init.status.success(), "{}", crate::world::text(&init));
+    let bench = [&[pgbench.as_str(), "-c", "4", "-T", "3600", "-P", "1"], &common[..]].concat();
+    let mut command = world.lab.exec(Node::Client, &bench).unwrap();
+    let mut bench = command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let ask = |world: &World, query: &str| {
+        let output = world.on_client(&[&["psql"], &common[..2], &["-U", "postgres", "-tAc", query, "shop"]].concat());
+        assert!(output.status.success(), "{}", crate::world::text(&output));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let started = |world: &World| ask(world, "select pg_postmaster_start_time()");
+    let before = started(&world);
+    around(&world, "p/db-1");
+    assert_eq!(started(&world), before, "the same process");
+    // A first interrupt makes pgbench report and end.
+    rustix::process::kill_process(rustix::process::Pid::from_child(&bench), rustix::process::Signal::INT).unwrap();
+    let ended = world.until(Duration::from_secs(20), || bench.try_wait().unwrap());
+    let _ = bench.kill();
+    let output = bench.wait_with_output().unwrap();
+    assert!(ended.is_some());
+    let said = crate::world::text(&output);
+    assert!(!said.contains("error") && !said.contains("aborted") && !said.contains("failed: "), "{said}");
+    assert!(said.lines().filter(|l| l.starts_with("progress: ")).count() >= 3, "{said}");
+    let count = ask(&world, "select (select sum(delta) from pgbench_history) = (select sum(abalance) from pgbench_accounts)");
+    assert_eq!(count, "t", "every transaction is there once");
+    world.down();
+}
+
+#[test]
+fn nginx_goes_on_sending_a_file() {
+    let Some(world) = World::up("nginx", 3, &["--link", "10gbit"]) else { return };
+    world.apply(&PROGRAMS.replace("  db:", "  db:\n    deploy: {replicas: 0}"));
+    world.wait_running("p/web-1");
+    let made = world.ok(&["exec", "p/web-1", "--", "sh", "-c",
+        "d=$(ls -d /var/www/html /usr/share/nginx/html 2>/dev/null | head -1); head -c 268435456 /dev/urandom >$d/big && sha256sum $d/big"]);
+    let digest = made.split_whitespace().next().unwrap();
+    let address = format!("{}:8080", world.host_address(2));
+    let client = world.client(&["http-client", "--address", &address, "--path", "/big", "--seconds", "15"]);
+    let moves = around(&world, "p/web-1");
+    assert!(moves.len() >= 3);
+    let report = client.finish();
+    assert_eq!(report["sha256"], digest);
+    world.down();
+}
+
+#[test]
+fn what_cannot_move_is_refused_beforehand() {
+    let Some(world) = World::up("refuse", 2, &[]) else { return };
+    let directory = tempfile::tempdir().unwrap();
+    world.apply(&format!(
+        "name: u\nservices:\n  a:\n    image: oci:${{IMAGES}}/busybox:latest\n    command: [sleep, '1000']\n    volumes: ['{}:/outside']\n",
+        directory.path().display()
+    ));
+    world.wait_running("u/a-1");
+    let view = world.wait("u/a-1", "known not to be movable", |c| c["status"]["movable"]["because"] != serde_json::json!([]));
+    let from = view["host"].as_str().unwrap();
+    let said = world.refused(1, &["migrate", "u/a-1", "--to", if from == "h1" { "h2" } else { "h1" }]);
+    assert!(said.contains("is a path of this host") && said.contains("named volume"), "{said}");
+    let said = world.refused(1, &["migrate", "u/a-1", "--to", "h9"]);
+    assert!(said.contains("there is no host h9"), "{said}");
+    let said = world.refused(1, &["migrate", "u/a-1", "--to", from]);
+    assert!(said.contains("it is there already"), "{said}");
+    assert_eq!(world.json(&["move", "list"]), serde_json::json!([]));
+    world.down();
+}
