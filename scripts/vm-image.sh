@@ -15,8 +15,9 @@ here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 dir=$1 suite=trixie
 
 # busybox-static is what test containers run; the others are what Godwit and its tests start.
-packages=iproute2,nftables,busybox-static,kmod,procps,redis-server,redis-tools
-disk_bytes=8G
+packages=iproute2,nftables,busybox-static,kmod,procps,curl,redis-server,redis-tools
+disk_sectors=16777216 # 8 GiB, sparse
+first_sector=2048
 
 recipe="$suite $(sha256sum <"$here/vm-image.sh" | cut -d' ' -f1)"
 if [ "$(cat "$dir/recipe" 2>/dev/null || true)" = "$recipe" ]; then
@@ -77,12 +78,18 @@ exec "$prefix/lib64/ld-linux-x86-64.so.2" --library-path "$prefix/usr/lib/x86_64
 TEXT
 chmod 755 "$new/qemu"
 
-# The second disk is a tar archive of files under the paths they have on the host.
+# The second disk, the one without partitions, is a tar archive of files under the paths they have on the host.
 cat >"$new/first" <<'TEXT'
 #!/bin/sh
 export PATH=/usr/sbin:/usr/bin
 mount -t devtmpfs -o nosuid devtmpfs /dev
-tar -x -f /dev/nvme1n1 -C / --keep-directory-symlink
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+    for disk in /dev/nvme?n1; do
+        [ -b "$disk" ] && ! [ -b "${disk}p1" ] && break 2
+    done
+    sleep 0.5
+done
+tar -x -f "$disk" -C / --keep-directory-symlink
 exec /godwit-vm/guest.sh
 TEXT
 mmdebstrap --quiet --variant=minbase --include="$packages" --aptopt='APT::Install-Recommends "false"' \
@@ -93,8 +100,18 @@ mmdebstrap --quiet --variant=minbase --include="$packages" --aptopt='APT::Instal
     --customize-hook="install -m 755 '$new/first' \"\$1/usr/sbin/godwit-vm\"" \
     "$suite" "$new/rootfs" "$mirror" </dev/null >"$new/log" 2>&1 \
     || { tail -n 30 "$new/log" >&2; die "mmdebstrap failed (its last lines are above)"; }
-truncate -s "$disk_bytes" "$new/root.img"
-mke2fs -q -t ext4 -F -E lazy_itable_init=1,lazy_journal_init=1 -L godwit-vm -d "$new/rootfs" "$new/root.img"
+# Disks are named in the order in which they happen to answer; a partition of an MBR can be named
+# by the disk's signature (here "godw") and its number instead.
+truncate -s $((disk_sectors * 512)) "$new/root.img"
+{
+    printf 'wdog\0\0\0\xff\xff\xff\x83\xff\xff\xff'
+    for number in $first_sector $((disk_sectors - first_sector)); do
+        for shift in 0 8 16 24; do printf "\\x$(printf %02x $((number >> shift & 255)))"; done
+    done
+} | dd of="$new/root.img" bs=1 seek=440 conv=notrunc status=none
+printf '\x55\xaa' | dd of="$new/root.img" bs=1 seek=510 conv=notrunc status=none
+mke2fs -q -t ext4 -F -E "offset=$((first_sector * 512)),lazy_itable_init=1,lazy_journal_init=1" -d "$new/rootfs" \
+    "$new/root.img" $(((disk_sectors - first_sector) / 2))k
 cp "$new/kernel/boot/vmlinuz-${kernel#linux-image-}" "$new/vmlinuz"
 rm -rf "$apt" "$new/kernel" "$new/rootfs" "$new/first" "$new/log"
 printf '%s\n' "$recipe" >"$new/recipe"

@@ -90,7 +90,7 @@ mkfifo "$run/console"
 TMPDIR=$run "$vm/qemu" -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m "$memory_mib" \
     -nodefaults -no-user-config -display none -no-reboot \
     -kernel "$vm/vmlinuz" \
-    -append "root=/dev/nvme0n1 rw console=ttyS0 console=hvc0 quiet loglevel=1 mitigations=off panic=-1 init=/usr/sbin/godwit-vm" \
+    -append "root=PARTUUID=676f6477-01 rootwait rw console=ttyS0 console=hvc0 quiet loglevel=1 mitigations=off panic=-1 init=/usr/sbin/godwit-vm" \
     -drive "file=$vm/root.img,format=raw,if=none,id=root,snapshot=on,cache=unsafe" -device nvme,drive=root,serial=root \
     -drive "file=$run/disk.tar,format=raw,if=none,id=disk,read-only=on" -device nvme,drive=disk,serial=disk \
     -chardev "file,id=kernel,path=$run/kernel.log" -serial chardev:kernel \
