@@ -45,6 +45,8 @@ pub enum CgroupError {
     NotANumber { path: PathBuf, text: String },
     #[error("memory limit of {limit_bytes} bytes is below what cgroup {path} cannot give back ({used_bytes} bytes in use)")]
     LimitBelowUse { path: String, limit_bytes: u64, used_bytes: u64 },
+    #[error("cgroup {path} has processes of its own, so version 2 lets it limit nothing below: move them into a cgroup below it, or make containers elsewhere")]
+    InternalProcesses { path: PathBuf },
     #[error("cgroup {path} did not become {wanted} within {timeout_ms} ms")]
     Timeout { path: String, wanted: &'static str, timeout_ms: u64 },
 }
@@ -219,21 +221,15 @@ impl Cgroup {
                 .filter_map(|pid| Pid::from_raw(i32::try_from(*pid).ok()?))
                 .filter_map(|pid| pidfd_open(pid, PidfdFlags::empty()).ok())
                 .collect();
-            if self.version() == Version::V2 && v2::kill(self).is_ok() {
-                // The kernel kills new children too.
-            } else {
+            if self.version() == Version::V1 || v2::kill(self).is_err() {
                 // A process that forks faster than it is killed cannot do so while frozen. A
                 // cgroup that does not freeze (a stopped tracee, for one) is killed as it is.
                 let _ = v1_or_v2_freeze(self);
                 for pidfd in &pidfds {
                     let _ = pidfd_send_signal(pidfd, Signal::KILL);
                 }
-            }
-            // Frozen processes of version 1 do not die before they are thawed.
-            if self.version() == Version::V1 {
-                v1::thaw(self)?;
-            } else {
-                v2::freeze(self, false)?;
+                // Frozen processes of version 1 do not die before they are thawed.
+                self.thaw()?;
             }
             for pidfd in &pidfds {
                 let left = deadline.saturating_duration_since(Instant::now());
@@ -259,6 +255,9 @@ impl Cgroup {
     /// in it are the caller's to end first ([`Cgroup::kill_all`]).
     pub fn delete(&self) -> Result<()> {
         let deadline = Instant::now() + Duration::from_millis(DELETE_TIMEOUT_MS);
+        if self.version() == Version::V2 {
+            v2::wait_empty(self)?;
+        }
         for dir in self.directories() {
             let mut below = tree(&dir, MAX_DEPTH);
             below.reverse();
@@ -317,8 +316,8 @@ fn tree(dir: &Path, depth: usize) -> Vec<PathBuf> {
     found
 }
 
-/// The kernel tells nobody when a dying process has left its cgroup for good, so a busy
-/// directory is tried again.
+/// Version 1 tells nobody when a dying process has left its cgroup for good, so a busy directory
+/// is tried again.
 fn remove(dir: &Path, cgroup: &str, deadline: Instant) -> Result<()> {
     loop {
         match std::fs::remove_dir(dir) {

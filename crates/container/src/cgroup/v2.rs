@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    Cgroup, CgroupError, FREEZE_TIMEOUT_MS, Result, Usage, read, read_key, read_number, write,
+    Cgroup, CgroupError, DELETE_TIMEOUT_MS, FREEZE_TIMEOUT_MS, Result, Usage, gone, read, read_key,
+    read_number, write,
 };
 use crate::spec::Resources;
 
@@ -40,6 +41,7 @@ pub fn make(cgroup: &Cgroup) -> Result<()> {
 }
 
 /// Only what is available and not on yet: writing an absent controller fails as a whole.
+/// A cgroup below the root hands controllers on only while it has no processes of its own.
 fn enable_controllers(dir: &Path) -> Result<()> {
     let available = read(&dir.join("cgroup.controllers"))?;
     let file = dir.join("cgroup.subtree_control");
@@ -47,7 +49,12 @@ fn enable_controllers(dir: &Path) -> Result<()> {
     let has = |list: &str, name: &str| list.split_whitespace().any(|word| word == name);
     for name in CONTROLLERS {
         if has(&available, name) && !has(&enabled, name) {
-            write(&file, &format!("+{name}"))?;
+            match write(&file, &format!("+{name}")) {
+                Err(CgroupError::Io { source, .. }) if source.raw_os_error() == Some(nix::libc::EBUSY) => {
+                    return Err(CgroupError::InternalProcesses { path: dir.to_owned() });
+                }
+                other => other?,
+            }
         }
     }
     Ok(())
@@ -73,23 +80,30 @@ pub fn set(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
     set_limit(cgroup, "pids", "pids.max", resources.pids_max.map(|max| max.to_string()))
 }
 
-/// A `memory.max` below use makes the kernel kill; so reclaim first, and refuse what will not fit.
+/// A `memory.max` below use makes the kernel kill. `memory.high` makes it reclaim and slows down
+/// who takes more meanwhile, so what is in use then either fits or the old limit stays.
 fn set_memory(cgroup: &Cgroup, limit_bytes: Option<u64>) -> Result<()> {
     let dir = dir(cgroup)?;
-    if let Some(limit_bytes) = limit_bytes
-        && let Ok(used_bytes) = read_number(&dir.join("memory.current"))
-        && used_bytes > limit_bytes
+    let (high, swap) = (dir.join("memory.high"), dir.join("memory.swap.max"));
+    let used = || read_number(&dir.join("memory.current"));
+    let limit = limit_bytes.map(|bytes| bytes.to_string());
+    if let Some(limit) = &limit
+        && used().is_ok_and(|bytes| Some(bytes) > limit_bytes)
     {
-        // Fails with EAGAIN when less could be reclaimed; the second look decides.
-        let _ = write(&dir.join("memory.reclaim"), &(used_bytes - limit_bytes).to_string());
-        let used_bytes = read_number(&dir.join("memory.current"))?;
-        if used_bytes > limit_bytes {
-            let path = cgroup.path.clone();
-            return Err(CgroupError::LimitBelowUse { path, limit_bytes, used_bytes });
-        }
+        write(&high, limit)?;
     }
-    set_limit(cgroup, "memory", "memory.max", limit_bytes.map(|bytes| bytes.to_string()))?;
-    let swap = dir.join("memory.swap.max");
+    let set = match (limit_bytes, used()) {
+        (Some(limit_bytes), Ok(used_bytes)) if used_bytes > limit_bytes => {
+            Err(CgroupError::LimitBelowUse { path: cgroup.path.clone(), limit_bytes, used_bytes })
+        }
+        // Without the controller nothing is counted.
+        _ => set_limit(cgroup, "memory", "memory.max", limit),
+    };
+    // Also after an earlier caller that was killed in between.
+    if high.exists() {
+        write(&high, "max")?;
+    }
+    set?;
     if swap.exists() {
         write(&swap, if limit_bytes.is_some() { "0" } else { "max" })?;
     }
@@ -102,33 +116,58 @@ pub fn event(cgroup: &Cgroup, key: &str) -> Result<bool> {
 }
 
 pub fn freeze(cgroup: &Cgroup, frozen: bool) -> Result<()> {
-    let dir = dir(cgroup)?;
-    write(&dir.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
+    write_freeze(cgroup, frozen)?;
     let wanted = if frozen { "frozen" } else { "thawed" };
-    wait_for(cgroup, &dir.join("cgroup.events"), "frozen", frozen, wanted)
+    let done = wait_for(cgroup, "frozen", frozen, wanted, FREEZE_TIMEOUT_MS);
+    // Or it would stand still later, when nobody expects it.
+    if frozen && done.is_err() {
+        write_freeze(cgroup, false)?;
+    }
+    done
 }
 
+/// Without waiting for the kernel to have done it.
+fn write_freeze(cgroup: &Cgroup, frozen: bool) -> Result<()> {
+    write(&dir(cgroup)?.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+}
+
+/// Kills everything, new children included, also frozen: version 2 lets frozen processes die.
+/// Whoever comes next into the cgroup is not to freeze, hence the second write.
 pub fn kill(cgroup: &Cgroup) -> Result<()> {
-    write(&dir(cgroup)?.join("cgroup.kill"), "1")
+    write(&dir(cgroup)?.join("cgroup.kill"), "1")?;
+    unless_gone(write_freeze(cgroup, false))
+}
+
+/// A cgroup that somebody else has deleted by now is as good as empty.
+fn unless_gone(result: Result<()>) -> Result<()> {
+    match result {
+        Err(CgroupError::Io { source, .. }) if gone(&source) => Ok(()),
+        other => other,
+    }
+}
+
+/// Waits until no process is left here and below; then the kernel lets the directories go.
+pub fn wait_empty(cgroup: &Cgroup) -> Result<()> {
+    unless_gone(wait_for(cgroup, "populated", false, "empty", DELETE_TIMEOUT_MS))
 }
 
 /// `cgroup.events` reports each change as an exceptional condition to poll(2).
-fn wait_for(cgroup: &Cgroup, path: &Path, key: &str, value: bool, wanted: &'static str) -> Result<()> {
-    let failed = |source| CgroupError::Io { action: "read", path: path.to_owned(), source };
-    let deadline = Instant::now() + Duration::from_millis(FREEZE_TIMEOUT_MS);
-    let mut file = File::open(path).map_err(failed)?;
+fn wait_for(cgroup: &Cgroup, key: &str, value: bool, wanted: &'static str, timeout_ms: u64) -> Result<()> {
+    let path = dir(cgroup)?.join("cgroup.events");
+    let failed = |source| CgroupError::Io { action: "read", path: path.clone(), source };
+    let deadline = Instant::now() + Duration::from_millis(timeout_ms);
+    let mut file = File::open(&path).map_err(failed)?;
+    let line = format!("{key} {}", u8::from(value));
     loop {
         let mut text = String::new();
         file.rewind().map_err(failed)?;
         file.read_to_string(&mut text).map_err(failed)?;
-        let line = format!("{key} {}", u8::from(value));
         if text.lines().any(|found| found == line) {
             return Ok(());
         }
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            let path = cgroup.path.clone();
-            return Err(CgroupError::Timeout { path, wanted, timeout_ms: FREEZE_TIMEOUT_MS });
+            return Err(CgroupError::Timeout { path: cgroup.path.clone(), wanted, timeout_ms });
         }
         let mut fds = [PollFd::new(&file, PollFlags::PRI)];
         let timeout = Timespec::try_from(left).ok();
@@ -167,7 +206,7 @@ mod tests {
         }
         let cgroup = Cgroup::open_in("/godwit/h1/0123456789ab", Hierarchies::v2_at(&root)).unwrap();
         let own = join(&root, cgroup.path());
-        for file in ["memory.max", "cpu.max", "pids.max", "memory.swap.max", "memory.reclaim"] {
+        for file in ["memory.max", "cpu.max", "pids.max", "memory.swap.max", "memory.high"] {
             std::fs::write(own.join(file), "").unwrap();
         }
         std::fs::write(own.join("memory.current"), "4096").unwrap();
@@ -187,6 +226,7 @@ mod tests {
         let refused = set(&cgroup, &small).unwrap_err();
         assert!(matches!(refused, CgroupError::LimitBelowUse { used_bytes: 4096, .. }));
         assert_eq!(read(&own.join("memory.max")).unwrap(), "1048576", "the old limit is kept");
+        assert_eq!(read(&own.join("memory.high")).unwrap(), "max", "nobody is slowed down for good");
         std::fs::remove_dir_all(&root).unwrap();
     }
 }
