@@ -24,8 +24,8 @@ use crate::mounts;
 use crate::paths::{HOST_STATE, LabPaths, RUN_ROOT, STATE_ROOT};
 use crate::spec::Node;
 
-/// Memory that files below a host's `/run` may take.
-const HOST_RUN_TMPFS: &std::ffi::CStr = c"mode=0755,size=256m";
+/// Memory that files below a host's `/run` may take: an agent keeps there what an arriving container remembers.
+const HOST_RUN_TMPFS: &std::ffi::CStr = c"mode=0755,size=50%";
 /// Where the machine's `/sys` waits while the host's is put in its place.
 const OLD_SYS: &str = "/run/.old-sys";
 

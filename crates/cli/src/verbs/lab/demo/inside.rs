@@ -49,9 +49,9 @@ async fn output(client: &Client, name: &ContainerName, request: ExecRequest) -> 
 }
 
 /// What would differ if the program had been started again: what `own` prints, and where the kernel put its first
-/// process in memory, which is another place at each start.
+/// process in memory, which is another place at each start. (Not the numbers of its file: they are the host's.)
 pub async fn identity(client: &Client, name: &ContainerName, own: &str) -> Result<String> {
-    shell(client, name, &format!("{own}; sed -n 1p /proc/1/maps"), LOOK_LIMIT).await
+    shell(client, name, &format!("{own}; head -n 1 /proc/1/maps | cut -d ' ' -f 1"), LOOK_LIMIT).await
 }
 
 /// Resident memory of all processes, what they share counted once.

@@ -15,6 +15,12 @@ use crate::human;
 /// Two gigabytes of files and one of memory take seconds; a loaded machine's disk takes its time.
 const MOVE_LIMIT: Duration = Duration::from_secs(240);
 
+/// How long something may keep a container from being moved. A command that we ran in it keeps it until its agent has
+/// told of the command's end.
+const MOVABLE_LIMIT: Duration = Duration::from_secs(20);
+/// How often that is looked at: it is a state of the agent, not an event.
+const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+
 /// A move that succeeded.
 pub struct Done {
     pub record: Move,
@@ -24,6 +30,9 @@ pub struct Done {
 
 /// Moves a container and waits until its source is free.
 pub async fn to(client: &Client, name: &ContainerName, to: &HostName) -> Result<Done> {
+    let mut because = Vec::new();
+    let movable = within(MOVABLE_LIMIT, &format!("{name} to be movable"), movable(client, name, &mut because)).await;
+    movable.map_err(|error| error.context(format!("{name} cannot be moved: {}", because.join("; "))))?;
     let began_ms = human::now_ms();
     let what = format!("the move of {name} to {to}");
     let record = within(MOVE_LIMIT, &what, async {
@@ -36,6 +45,18 @@ pub async fn to(client: &Client, name: &ContainerName, to: &HostName) -> Result<
             Err(Failure::new(format!("{name} was not moved from {} to {to}: {phase}: {reason}", record.from)).into())
         }
         _ => Ok(Done { record, began_ms }),
+    }
+}
+
+async fn movable(client: &Client, name: &ContainerName, because: &mut Vec<String>) -> Result<()> {
+    loop {
+        if let Some(status) = client.container(name).await?.status {
+            *because = status.movable.because;
+            if because.is_empty() {
+                return Ok(());
+            }
+        }
+        tokio::time::sleep(LOOK_INTERVAL).await;
     }
 }
 
