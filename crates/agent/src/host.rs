@@ -41,6 +41,8 @@ pub struct Host {
     pub redirects: Mutex<BTreeMap<Mac, (u32, Ipv4Addr)>>,
     /// Addresses whose frames this host was asked to send elsewhere for moves between others, and their networks.
     pub redirected: Mutex<BTreeMap<Mac, u32>>,
+    /// Where the controller was last reached; `None` before that.
+    pub controller_address: Mutex<Option<Ipv4Addr>>,
     pub desired: watch::Sender<Option<Arc<Desired>>>,
     pub applied_revision: Mutex<u64>,
     pub changed: Notify,
@@ -150,7 +152,9 @@ impl Host {
         for (mac, (vni, to)) in locked(&self.redirects).iter() {
             networks = translate::redirected(networks, *vni, *mac, *to);
         }
+        let controller = *locked(&self.controller_address);
         let network = self.network.lock().await;
+        network.protect(desired.hosts.iter().copied().chain(controller).collect()).await;
         let errors = network.apply(&networks).await;
         if errors.is_empty() {
             return Ok(());

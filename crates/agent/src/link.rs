@@ -16,7 +16,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
-use crate::host::Host;
+use crate::host::{Host, locked};
 
 /// Pauses between tries, in milliseconds: the first and the longest.
 const FIRST_PAUSE_MS: u64 = 100;
@@ -50,6 +50,9 @@ pub async fn dial(host: &Host, path: &str) -> Result<Socket, DialError> {
             .await
             .map_err(|source| DialError::Connect { address: address.clone(), source })?;
         let _ = tcp.set_nodelay(true);
+        if let Ok(std::net::SocketAddr::V4(peer)) = tcp.peer_addr() {
+            *locked(&host.controller_address) = Some(*peer.ip());
+        }
         let name = godwit_api::tls::controller_server_name();
         let connector = tokio_rustls::TlsConnector::from(Arc::clone(&host.client_tls));
         let tls = connector

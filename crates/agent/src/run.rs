@@ -83,6 +83,7 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
         incoming: Mutex::new(BTreeMap::new()),
         redirects: Mutex::new(BTreeMap::new()),
         redirected: Mutex::new(BTreeMap::new()),
+        controller_address: Mutex::new(None),
         desired: watch::Sender::new(None),
         applied_revision: Mutex::new(0),
         changed: Notify::new(),

@@ -106,6 +106,9 @@ pub struct Desired {
     #[serde(default)]
     pub volumes: Vec<ContainerName>,
     pub networks: Vec<NetworkSpec>,
+    /// Tunnel addresses of all hosts: containers reach nothing there but published ports.
+    #[serde(default)]
+    pub hosts: Vec<Ipv4Addr>,
     /// Containers of these networks that are being moved, by whomever: a redirect of any other is over.
     #[serde(default)]
     pub moving: Vec<MacAddress>,

@@ -27,6 +27,7 @@ pub fn desired(world: &World, host: &HostName) -> Desired {
             .collect(),
         volumes: volumes(world, host),
         networks: world.envs.values().filter_map(|env| network(world, env, host)).collect(),
+        hosts: world.hosts.values().map(|h| h.facts.tunnel_address).collect(),
         moving: world
             .open_moves()
             .filter_map(|m| world.containers.get(&m.name).filter(|c| c.spec.id == m.container))

@@ -170,6 +170,7 @@ impl HostNetwork {
             tunnel_address: config.tunnel_address,
             uplink: config.uplink.as_deref(),
             environments: &state.environments,
+            protected: &state.protected,
             ports: &ports,
             parked: &parked,
             diverted: &diverted,
@@ -183,6 +184,12 @@ impl HostNetwork {
         if nothing { firewall::remove().await? } else { firewall::replace(&text).await? }
         state.firewall = Some(text);
         Ok(())
+    }
+
+    /// Addresses of the installation itself (hosts, controller) that containers may reach on published ports only. In
+    /// force with the next [`HostNetwork::apply`].
+    pub async fn protect(&self, addresses: BTreeSet<Ipv4Addr>) {
+        self.inner.state.lock().await.protected = addresses;
     }
 
     /// Gets ready to send frames of this container on to another host: `nft` is run now and not while the container

@@ -20,6 +20,8 @@ const DIVERT_LINGER_S: u64 = 60;
 pub(crate) struct State {
     /// As accepted by the last apply.
     pub environments: Vec<EnvironmentNetwork>,
+    /// Addresses of the installation itself, beside the environments' remotes.
+    pub protected: BTreeSet<Ipv4Addr>,
     /// The rules nft last accepted.
     pub firewall: Option<String>,
     /// Who answers names, by network.

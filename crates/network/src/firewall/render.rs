@@ -13,6 +13,8 @@ pub(crate) struct Rules<'a> {
     pub tunnel_address: Ipv4Addr,
     pub uplink: Option<&'a str>,
     pub environments: &'a [EnvironmentNetwork],
+    /// Further addresses that are guarded like the other hosts'.
+    pub protected: &'a BTreeSet<Ipv4Addr>,
     /// Ports that may send.
     pub ports: &'a [PortRecord],
     /// Ports whose frames from the overlay wait on a tap.
@@ -120,7 +122,7 @@ impl Rules<'_> {
         let own = environments.clone().map(|e| format!("{} : {}", link_name::bridge(e.vni), e.host_address));
         let subnet = environments.clone().map(|e| format!("{} . {}", link_name::bridge(e.vni), e.subnet));
         let source = environments.clone().map(|e| e.subnet.to_string());
-        let hosts = environments.clone().flat_map(|e| e.remotes.iter().map(Ipv4Addr::to_string));
+        let hosts = environments.clone().flat_map(|e| &e.remotes).chain(self.protected).map(Ipv4Addr::to_string);
         let ports = environments.clone().flat_map(|e| &e.ports).filter(|port| !port.targets.is_empty());
         let published = ports.clone().map(|port| format!("{} . {}", port.protocol.keyword(), port.host_port));
         let redirects: BTreeSet<String> = ports.map(redirect).collect();
