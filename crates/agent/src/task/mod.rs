@@ -161,10 +161,15 @@ pub async fn adopt_all(host: &Arc<Host>, last: Option<&Desired>) {
         };
         let mut record = record;
         if record.incoming.is_some() {
+            use godwit_container::keeper::state::{Phase, read_state};
+            let phase = read_state(&item.path()).ok().flatten().map(|state| state.phase);
+            let ours = last.is_some_and(|d| {
+                d.containers.iter().any(|a| a.spec.id == id && a.generation >= record.generation)
+            });
             // It runs only after the store's word: an agent that died before it could note that leaves it like this.
-            let runs = godwit_container::keeper::state::read_state(&item.path())
-                .is_ok_and(|state| state.is_some_and(|s| s.phase == godwit_container::keeper::state::Phase::Running));
-            if !runs {
+            // And what is ours by that word, but did not survive as a process, has its only files here.
+            let arrived = phase == Some(Phase::Running) || (ours && phase != Some(Phase::Restored));
+            if !arrived {
                 crate::moves::incoming::adopt(host, record).await;
                 continue;
             }

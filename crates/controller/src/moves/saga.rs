@@ -63,28 +63,29 @@ pub async fn run(core: &Arc<Core>, id: &MoveId, mut heard: mpsc::Receiver<Heard>
         } else {
             Err(Stopped::Failed(open.phase, "the controller was restarted in the middle of it".to_owned()))
         };
-        match ready {
-            Ok(ready) => match hand_over(core, &open).await {
-                Ok(true) => activated = Some(ready),
-                Ok(false) => return take_back(core, &open, "it was ended before the hand-over").await,
-                Err(error) => {
-                    // Nothing is known of the store now. Both sides wait for its word, and get it by the next
-                    // `Desired`; whoever reads the store next decides.
-                    tracing::error!(%id, error = ErrorBody::from_chain(&error).one_line(), "the hand-over is undecided");
-                    return;
-                }
-            },
-            Err(Stopped::Failed(phase, reason)) => {
-                match fail(core, id, phase, &reason).await {
-                    Ok(_) => {}
-                    Err(error) => {
-                        tracing::error!(%id, error = ErrorBody::from_chain(&error).one_line(), "a failed move is not stored");
-                        return;
-                    }
-                }
-                return take_back(core, &open, &reason).await;
+        let mut reason = "it was ended before the hand-over".to_owned();
+        let stored = match ready {
+            Ok(ready) => {
+                activated = Some(ready);
+                hand_over(core, &open).await
             }
-            Err(Stopped::Ended) => return take_back(core, &open, "it was ended before the hand-over").await,
+            Err(Stopped::Failed(phase, why)) => {
+                let stored = fail(core, id, phase, &why).await.map(|_| ());
+                reason = why;
+                stored
+            }
+            Err(Stopped::Ended) => Ok(()),
+        };
+        if let Err(error) = stored {
+            // What the store says is unknown now. Both sides wait for its word; the next saga of this move reads it.
+            tracing::error!(%id, error = ErrorBody::from_chain(&error).one_line(), "a move is undecided");
+            return;
+        }
+        // Only the store's word counts: whatever went wrong here, a move that it calls handed over is finished.
+        match core.state.world().moves.get(id).map(|m| m.outcome.clone()) {
+            Some(Outcome::HandedOver) => {}
+            Some(Outcome::Moving | Outcome::Done) => return,
+            Some(Outcome::Failed { .. }) | None => return take_back(core, &open, &reason).await,
         }
     }
     finish(core, &open, activated).await;
@@ -205,16 +206,16 @@ fn redirect(
     }
 }
 
-/// The destination becomes the owner, if the move is still on. `false`: it is not.
-async fn hand_over(core: &Core, open: &Move) -> Result<bool, StateError> {
+/// The destination becomes the owner, if the move is still on.
+async fn hand_over(core: &Core, open: &Move) -> Result<(), StateError> {
     core.moves.advance(&open.id, Phase::HandOver, None);
     let decide = |world: &World| {
         let mut tx = Tx::new();
         let (Some(now), Some(old)) = (world.moves.get(&open.id), world.containers.get(&open.name)) else {
-            return Ok::<_, StateError>((tx, false));
+            return Ok::<_, StateError>((tx, ()));
         };
         if now.outcome != Outcome::Moving || old.spec.id != open.container || old.owner() != Some(&open.from) {
-            return Ok((tx, false));
+            return Ok((tx, ()));
         }
         let volumes_on = (!old.spec.volumes.is_empty()).then(|| open.to.clone());
         let record = ContainerRecord {
@@ -226,9 +227,9 @@ async fn hand_over(core: &Core, open: &Move) -> Result<bool, StateError> {
         };
         tx.put_container(Some(old), &record);
         tx.put_move(Some(now), &Move { phase: Phase::HandOver, outcome: Outcome::HandedOver, ..now.value.clone() });
-        Ok((tx, true))
+        Ok((tx, ()))
     };
-    core.state.transact(decide).await.map(|(done, _)| done)
+    core.state.transact(decide).await.map(|_| ())
 }
 
 /// Stores that the move has failed. `false`: it was over already, or the destination owns the container.
