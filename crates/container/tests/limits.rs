@@ -54,8 +54,15 @@ fn a_processor_limit_holds_and_can_be_changed() {
     let limited = share();
     assert!(limited < 0.2, "{limited} of a core with a limit of 0.1");
     world.cgroup().set(&Resources::default()).unwrap();
-    let unlimited = share();
-    assert!(unlimited > limited * 1.5, "{unlimited} of a core without a limit");
+    // More than the limit allowed, as soon as the machine has it to give.
+    let deadline = std::time::Instant::now() + common::EVENT_TIMEOUT;
+    loop {
+        let unlimited = share();
+        if unlimited > 0.15 {
+            break;
+        }
+        assert!(std::time::Instant::now() < deadline, "{unlimited} of a core without a limit");
+    }
     world.finish();
 }
 
@@ -83,7 +90,7 @@ fn a_container_freezes_and_goes_on() {
         return;
     }
     let world = World::new("freeze", "i=0; while :; do i=$((i+1)); echo $i; sleep 0.01; done");
-    let _keeper = world.start();
+    let keeper = world.start();
     world.wait_for_log("3");
     let cgroup = world.cgroup();
     for _ in 0..20 {
@@ -94,10 +101,10 @@ fn a_container_freezes_and_goes_on() {
     }
     cgroup.freeze().unwrap();
     // What it wrote before is drained by its keeper, which is not frozen.
-    std::thread::sleep(std::time::Duration::from_millis(100));
-    let lines = world.log().lines().count();
+    let lines = world.log_of_frozen(&keeper).lines().count();
+    // Time for twenty more, if it ran.
     std::thread::sleep(std::time::Duration::from_millis(200));
-    assert_eq!(world.log().lines().count(), lines, "nothing runs while frozen");
+    assert_eq!(world.log_of_frozen(&keeper).lines().count(), lines, "nothing runs while frozen");
     assert!(cgroup.pids().unwrap().len() >= 2);
     // Frozen processes can be ended.
     cgroup.kill_all().unwrap();

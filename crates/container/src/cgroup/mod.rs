@@ -9,6 +9,7 @@ mod v1;
 mod v2;
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -210,6 +211,13 @@ impl Cgroup {
 
     /// Kills everything in the cgroup, frozen or not, and waits until it is gone.
     pub fn kill_all(&self) -> Result<()> {
+        self.kill_all_reaping(|| ())
+    }
+
+    /// As [`Cgroup::kill_all`], for the parent of some of the processes: `reap` is called whenever one has ended. The
+    /// first process of a pid namespace ends only when all others of it are reaped (pid_namespaces(7)), also those that
+    /// a parent outside has put there.
+    pub fn kill_all_reaping(&self, mut reap: impl FnMut()) -> Result<()> {
         let deadline = Instant::now() + Duration::from_millis(KILL_TIMEOUT_MS);
         loop {
             let pids = self.pids()?;
@@ -231,17 +239,7 @@ impl Cgroup {
                 // Frozen processes of version 1 do not die before they are thawed.
                 self.thaw()?;
             }
-            for pidfd in &pidfds {
-                let left = deadline.saturating_duration_since(Instant::now());
-                if left.is_zero() || !readable(pidfd, left) {
-                    return Err(CgroupError::Timeout {
-                        path: self.path.clone(),
-                        wanted: "empty",
-                        timeout_ms: KILL_TIMEOUT_MS,
-                    });
-                }
-            }
-            if Instant::now() >= deadline {
+            if !all_ended(pidfds, deadline, &mut reap) || Instant::now() >= deadline {
                 return Err(CgroupError::Timeout {
                     path: self.path.clone(),
                     wanted: "empty",
@@ -347,10 +345,21 @@ fn pause(duration: Duration) {
     }
 }
 
-fn readable(fd: &impl std::os::fd::AsFd, timeout: Duration) -> bool {
-    let mut fds = [PollFd::new(fd, PollFlags::IN)];
-    let Ok(timeout) = Timespec::try_from(timeout) else { return false };
-    matches!(rustix::io::retry_on_intr(|| poll(&mut fds, Some(&timeout))), Ok(ready) if ready > 0)
+/// Waits until all of these processes have ended, and calls `reap` each time one has. `false`: not before the deadline.
+fn all_ended(mut pidfds: Vec<OwnedFd>, deadline: Instant, reap: &mut impl FnMut()) -> bool {
+    while !pidfds.is_empty() {
+        let Ok(left) = Timespec::try_from(deadline.saturating_duration_since(Instant::now())) else { return false };
+        let mut fds: Vec<PollFd<'_>> = pidfds.iter().map(|fd| PollFd::new(fd, PollFlags::IN)).collect();
+        // None ready is the deadline; an error is nothing that another try would mend.
+        if !matches!(rustix::io::retry_on_intr(|| poll(&mut fds, Some(&left))), Ok(ready) if ready > 0) {
+            return false;
+        }
+        let ended: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let mut ended = ended.into_iter();
+        pidfds.retain(|_| !ended.next().unwrap_or(false));
+        reap();
+    }
+    true
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

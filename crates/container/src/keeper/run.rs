@@ -268,7 +268,8 @@ impl Keeper {
                     if !kill {
                         return Err("the container still runs: stop it first, or quit with kill".into());
                     }
-                    init.cgroup.kill_all().map_err(|error| chain(&error))?;
+                    let cgroup = init.cgroup.clone();
+                    cgroup.kill_all_reaping(|| self.reap()).map_err(|error| chain(&error))?;
                     self.reap();
                 }
                 self.drain_output();

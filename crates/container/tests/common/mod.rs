@@ -12,7 +12,9 @@ use godwit_container::keeper::state::{self, Exit};
 use godwit_container::spec::{LaunchSpec, LogLimits, Masks, Resources, Rlimits, User};
 use godwit_container::{Cgroup, KeeperClient, KeeperEvent, RootFs};
 
-pub const EVENT_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long something that must happen may take on a machine that others load. Nothing waits as long as that: it waits
+/// for the event.
+pub const EVENT_TIMEOUT: Duration = Duration::from_secs(120);
 
 pub fn keeper_binary() -> &'static Path {
     Path::new(env!("CARGO_BIN_EXE_godwit-keeper"))
@@ -127,6 +129,23 @@ impl World {
         }
     }
 
+    /// The log of a container that is frozen: all that it wrote before is in it.
+    pub fn log_of_frozen(&self, keeper: &Box1) -> String {
+        let pid = keeper.client.status().unwrap().pid.unwrap();
+        let deadline = std::time::Instant::now() + EVENT_TIMEOUT;
+        for stream in [1, 2] {
+            let pipe = std::fs::File::open(format!("/proc/{pid}/fd/{stream}")).unwrap();
+            while rustix::io::ioctl_fionread(&pipe).unwrap() > 0 {
+                assert!(std::time::Instant::now() < deadline, "its keeper does not read what it wrote");
+                // The keeper does one thing after the other: each answer is one turn further.
+                keeper.client.status().unwrap();
+            }
+        }
+        // What it read last is in the log before it answers again.
+        keeper.client.status().unwrap();
+        self.log()
+    }
+
     /// Everything goes; panics when something stays.
     pub fn finish(self) {
         self.take_down().unwrap();
@@ -168,9 +187,9 @@ impl Drop for World {
 pub fn wait_readable(fd: &impl std::os::fd::AsFd) {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     let mut fds = [PollFd::new(fd, PollFlags::IN)];
-    let limit = Timespec { tv_sec: 20, tv_nsec: 0 };
+    let limit = Timespec { tv_sec: EVENT_TIMEOUT.as_secs().cast_signed(), tv_nsec: 0 };
     let ready = rustix::io::retry_on_intr(|| poll(&mut fds, Some(&limit))).unwrap();
-    assert_eq!(ready, 1, "nothing happened for 20 s");
+    assert_eq!(ready, 1, "nothing happened for {EVENT_TIMEOUT:?}");
 }
 
 /// The connection to a box's keeper.
@@ -181,7 +200,7 @@ pub struct Box1 {
 
 impl Box1 {
     pub fn next(&self) -> KeeperEvent {
-        self.events.recv_timeout(EVENT_TIMEOUT).expect("an event within 20 s")
+        self.events.recv_timeout(EVENT_TIMEOUT).expect("an event in time")
     }
 
     pub fn exit(&self) -> Exit {
