@@ -69,6 +69,16 @@ impl Printer {
         Ok(())
     }
 
+    /// What `next` gives, or `None` once nobody reads standard output any more: a stream that has nothing to say would
+    /// not notice that by itself.
+    pub async fn while_read<T>(&self, next: impl Future<Output = Option<T>>) -> Option<T> {
+        tokio::select! {
+            biased;
+            value = next => value,
+            () = reader_gone() => None,
+        }
+    }
+
     /// One value, readable.
     pub fn json(&self, value: &(impl Serialize + ?Sized)) -> Result<()> {
         Ok(self.data(serde_json::to_string_pretty(value)?)?)
@@ -156,5 +166,19 @@ impl Write for AroundBars {
 
     fn flush(&mut self) -> io::Result<()> {
         io::stderr().flush()
+    }
+}
+
+/// Resolves when the reading end of standard output is closed; never where it is no pipe.
+async fn reader_gone() {
+    use std::os::fd::AsFd;
+    use tokio::io::Interest;
+    use tokio::net::unix::pipe::Sender;
+    // Only watched for errors, so its mode stays as it is.
+    let watch = io::stdout().as_fd().try_clone_to_owned().and_then(Sender::from_owned_fd_unchecked);
+    match watch {
+        Ok(watch) if watch.ready(Interest::ERROR).await.is_ok() => {}
+        // A file cannot be watched, and cannot go away either.
+        _ => std::future::pending().await,
     }
 }

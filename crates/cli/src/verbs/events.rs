@@ -21,7 +21,7 @@ pub struct EventsArgs {
 
 pub async fn run(client: &Client, printer: &Printer, args: EventsArgs) -> Result<u8> {
     let mut events = client.events(args.since, args.follow).await?;
-    while let Some(event) = events.next().await {
+    while let Some(event) = printer.while_read(events.next()).await {
         let event = event?;
         if printer.is_json() { printer.json_line(&event)? } else { printer.data(line(&event))? }
     }

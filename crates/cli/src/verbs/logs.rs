@@ -26,7 +26,7 @@ pub struct LogsArgs {
 pub async fn run(client: &Client, printer: &Printer, args: LogsArgs) -> Result<u8> {
     let name = names::container(client, &args.container).await?;
     let mut lines = client.logs(&name, args.tail, args.follow).await?;
-    while let Some(line) = lines.next().await {
+    while let Some(line) = printer.while_read(lines.next()).await {
         let line = line?;
         if printer.is_json() {
             printer.json_line(&line)?;
