@@ -126,6 +126,8 @@ pub async fn run(config: ControllerConfig) -> Result<(), RunError> {
     }
 
     let ended = tokio::select! {
+        // A stop that was asked for also ends the tasks below: it is looked at first.
+        biased;
         _ = term.recv() => Ok(()),
         _ = int.recv() => Ok(()),
         () = stop.cancelled() => Ok(()),

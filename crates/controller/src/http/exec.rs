@@ -19,6 +19,8 @@ use super::sessions;
 
 /// How long a client may take to say what to run, in milliseconds.
 const START_TIMEOUT_MS: u64 = 10_000;
+/// How long it may take to tell a client why its session ends, in milliseconds.
+const TELL_TIMEOUT_MS: u64 = 1_000;
 
 pub async fn exec(
     State(api): State<Api>,
@@ -97,6 +99,6 @@ async fn pass<E>(
 async fn tell(person: &mut WebSocket, control: &ExecControl) {
     if let Ok(text) = serde_json::to_string(control) {
         // A client that is gone needs no reason.
-        let _ = timeout(Duration::from_millis(START_TIMEOUT_MS), person.send(Message::Text(text.into()))).await;
+        let _ = timeout(Duration::from_millis(TELL_TIMEOUT_MS), person.send(Message::Text(text.into()))).await;
     }
 }
