@@ -27,14 +27,15 @@ pub fn user_namespace(base: u32, count: u32) -> Result<OwnedFd, UserNamespaceErr
     let clone_failed = |source: io::Error| UserNamespaceError::Clone { source };
     let (wait, release) = pipe_with(PipeFlags::CLOEXEC).map_err(|error| clone_failed(error.into()))?;
     let (wait_raw, release_raw) = (wait.as_raw_fd(), release.as_raw_fd());
-    // SAFETY: the agent has threads, so the child makes bare system calls only: it closes its
-    // copy of the write end, waits for the end of the pipe, exits.
+    // SAFETY: the agent has threads, so the child makes bare system calls only: it asks to end with
+    // its parent, waits for a byte, exits.
     let cloned = unsafe { sys::clone_process(libc::CLONE_NEWUSER as u64) }.map_err(clone_failed)?;
     let pid = match cloned {
         Cloned::Child => {
             let mut byte = 0u8;
             // SAFETY: descriptors and buffer are this process' own copies; no allocation.
             unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 libc::close(release_raw);
                 libc::read(wait_raw, (&raw mut byte).cast(), 1);
                 libc::_exit(0)
@@ -43,6 +44,9 @@ pub fn user_namespace(base: u32, count: u32) -> Result<OwnedFd, UserNamespaceErr
         Cloned::Parent { pid, .. } => pid,
     };
     let namespace = map_and_open(pid, base, count);
+    // A byte and not the end of the pipe: a child that another thread has cloned meanwhile holds a copy of the write end,
+    // and this one may hold a copy of that one's.
+    let _ = rustix::io::retry_on_intr(|| rustix::io::write(&release, &[1]));
     drop(release);
     if let Some(pid) = Pid::from_raw(pid) {
         let _ = rustix::io::retry_on_intr(|| rustix::process::waitpid(Some(pid), WaitOptions::empty()));
@@ -60,5 +64,25 @@ fn map_and_open(pid: i32, base: u32, count: u32) -> Result<OwnedFd, UserNamespac
     match File::open(&path) {
         Ok(file) => Ok(file.into()),
         Err(source) => Err(UserNamespaceError::Open { path, source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Children that are cloned at the same time hold copies of each other's pipes; none may wait for another.
+    #[test]
+    fn many_at_once_do_not_wait_for_each_other() {
+        if !rustix::process::geteuid().is_root() {
+            println!("skipped: needs root");
+            return;
+        }
+        let threads: Vec<_> = (0..8)
+            .map(|_| std::thread::spawn(|| (0..25).for_each(|_| drop(user_namespace(1_048_576, 65_536).unwrap()))))
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
     }
 }
