@@ -44,7 +44,7 @@ fn root_in_a_container_reaches_nothing_else() {
         ("trigger sysrq", "echo h >/proc/sysrq-trigger".to_owned()),
         ("set a release agent", "for f in $(find /sys/fs/cgroup -name release_agent 2>/dev/null); do echo /x >$f && exit 0; done; exit 1".to_owned()),
         ("raise its own limits", "for f in $(find /sys/fs/cgroup -name memory.limit_in_bytes -o -name memory.max -o -name pids.max 2>/dev/null); do echo 999999999 >$f && exit 0; done; exit 1".to_owned()),
-        ("read the kernel's memory", "head -c 1 /proc/kcore || head -c 1 /dev/mem || head -c 1 /dev/kmsg".to_owned()),
+        ("read the kernel's memory", "cat /proc/kcore /dev/mem /dev/kmsg 2>/dev/null | head -c 1 | wc -c | grep -qx 1".to_owned()),
         ("read the host's files", "ls /proc/1/root/var/lib/godwit || ls /var/lib/godwit || cat /etc/shadow.host".to_owned()),
         ("leave by /proc", "cat /proc/*/root/var/lib/godwit/agent/ledger.json".to_owned()),
         ("change its address", "ip addr add 10.64.0.250/20 dev eth0 || ip link set eth0 address 02:00:00:00:00:99".to_owned()),
