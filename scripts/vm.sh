@@ -77,7 +77,7 @@ mkdir -p "$stage${target:-$PWD/target}/tmp"
 } >"$guest/run.sh"
 
 parts=(Cargo.toml Cargo.lock crates examples docs)
-for name in busybox redis stamp; do [ ! -e ".images/$name" ] || parts+=(".images/$name"); done
+for name in busybox redis nginx stamp; do [ ! -e ".images/$name" ] || parts+=(".images/$name"); done
 existing=()
 for part in "${parts[@]}"; do [ ! -e "$part" ] || existing+=("${PWD#/}/$part"); done
 tar --create --file "$run/disk.tar" --directory "$stage" . --directory / "${criu#/}" "${existing[@]}"
