@@ -77,7 +77,7 @@ pub enum RunError {
     Socket(#[from] SocketError),
     #[error("signals cannot be handled")]
     Signals(#[source] io::Error),
-    #[error("the state cannot be followed any more, so nothing can be decided; what is acknowledged is kept: start again")]
+    #[error("the state cannot be followed any more; everything acknowledged is kept: start again")]
     Follow(#[source] StateError),
     #[error("{what} ended unexpectedly; this is a defect of this program: start again")]
     Died { what: &'static str, source: Option<JoinError> },

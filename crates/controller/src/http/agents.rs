@@ -4,9 +4,9 @@ use axum::extract::{Path, State};
 use axum::http::StatusCode;
 use axum::response::Response;
 use axum::{Extension, Json};
-use godwit_api::types::{JoinAnswer, JoinRequest};
-use godwit_api::{link, session as sessions_api};
 use godwit_api::tls::TlsError;
+use godwit_api::types::{JoinAnswer, JoinRequest};
+use godwit_api::{link, session as session_messages};
 
 use super::error::ApiError;
 use super::extract::{AgentHost, Body, Upgrade};
@@ -63,11 +63,12 @@ pub async fn session(
 ) -> Result<Response, ApiError> {
     let claimed = api.core.sessions.claim(&id, &host);
     let claimed = claimed.ok_or_else(|| {
-        ApiError::new(StatusCode::NOT_FOUND, format!("no session is expected of {host} under this id; it may be too late"))
+        let text = format!("no session is expected of {host} under this id; it may be too late");
+        ApiError::new(StatusCode::NOT_FOUND, text)
     })?;
     let upgrade = upgrade
-        .max_message_size(sessions_api::MAX_MESSAGE_BYTES)
-        .max_frame_size(sessions_api::MAX_MESSAGE_BYTES);
+        .max_message_size(session_messages::MAX_MESSAGE_BYTES)
+        .max_frame_size(session_messages::MAX_MESSAGE_BYTES);
     Ok(upgrade.on_upgrade(move |socket| async move {
         // Whoever waited may have left: then the connection ends here.
         let _ = claimed.send(socket);

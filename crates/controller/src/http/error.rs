@@ -84,7 +84,9 @@ impl From<ApplyError> for ApiError {
         match error {
             ApplyError::State(error) => error.into(),
             ApplyError::NoSuchEnvironment { name } => Self::no_environment(&name),
-            ApplyError::PortTaken { .. } | ApplyError::Exhausted { .. } => Self::from_chain(StatusCode::CONFLICT, &error),
+            ApplyError::PortTaken { .. } | ApplyError::Exhausted { .. } => {
+                Self::from_chain(StatusCode::CONFLICT, &error)
+            }
             error => Self::from_chain(StatusCode::UNPROCESSABLE_ENTITY, &error),
         }
     }
@@ -132,7 +134,9 @@ impl From<SessionError> for ApiError {
         match error {
             SessionError::Ask(error) => error.into(),
             SessionError::NoSuchContainer { name } => Self::no_container(&name),
-            SessionError::NotRunning { .. } | SessionError::NoHost { .. } => Self::from_chain(StatusCode::CONFLICT, &error),
+            SessionError::NotRunning { .. } | SessionError::NoHost { .. } => {
+                Self::from_chain(StatusCode::CONFLICT, &error)
+            }
             SessionError::TooMany => Self::from_chain(StatusCode::SERVICE_UNAVAILABLE, &error),
             SessionError::NotDialled { .. } => Self::from_chain(StatusCode::GATEWAY_TIMEOUT, &error),
         }

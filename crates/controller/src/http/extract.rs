@@ -100,8 +100,10 @@ impl<S: Send + Sync> FromRequestParts<S> for AgentHost {
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, ApiError> {
         match parts.extensions.get::<Peer>() {
             Some(Peer::Tls(Some(PeerName::Host(host)))) => Ok(Self(host.clone())),
-            Some(Peer::Tls(None)) => Err(ApiError::new(StatusCode::UNAUTHORIZED, "this route needs a host's certificate")
-                .hint("join first: a host gets its certificate for the join token")),
+            Some(Peer::Tls(None)) => {
+                let error = ApiError::new(StatusCode::UNAUTHORIZED, "this route needs a host's certificate");
+                Err(error.hint("join first: a host gets its certificate for the join token"))
+            }
             _ => Err(ApiError::new(StatusCode::FORBIDDEN, "this route is for the agents of hosts only")),
         }
     }

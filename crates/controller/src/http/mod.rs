@@ -63,7 +63,10 @@ pub enum Peer {
 }
 
 pub fn router(api: Api) -> Router {
-    people().route_layer(from_fn(people_only)).merge(agents()).fallback(unknown_route)
+    people()
+        .route_layer(from_fn(people_only))
+        .merge(agents())
+        .fallback(unknown_route)
         .method_not_allowed_fallback(wrong_method)
         .layer(DefaultBodyLimit::max(MAX_BODY_BYTES))
         .with_state(api)
@@ -109,7 +112,8 @@ async fn people_only(request: Request, next: Next) -> Response {
                 .hint("the controller keeps it as `admin` in its state directory")
         }
         Some(Peer::Tls(Some(PeerName::Host(host)))) => {
-            ApiError::new(StatusCode::FORBIDDEN, format!("this route is for people; the certificate names the host {host}"))
+            let text = format!("this route is for people; the certificate names the host {host}");
+            ApiError::new(StatusCode::FORBIDDEN, text)
         }
         Some(Peer::Tls(Some(PeerName::Controller))) | None => {
             ApiError::new(StatusCode::FORBIDDEN, "this route is for people")

@@ -76,7 +76,8 @@ pub async fn remove_container(State(api): State<Api>, ContainerPath(name): Conta
     let before = view(&api, &name)?;
     containers::remove(&api.core.state, &name).await?;
     // One that no host holds is gone already.
-    Ok(Json(view(&api, &name).unwrap_or_else(|_| ContainerView { state: REMOVING.to_owned(), message: None, host: None, ..before })))
+    let gone = || ContainerView { state: REMOVING.to_owned(), message: None, host: None, ..before };
+    Ok(Json(view(&api, &name).unwrap_or_else(|_| gone())))
 }
 
 pub async fn stop(State(api): State<Api>, ContainerPath(name): ContainerPath) -> Answer<ContainerView> {

@@ -43,7 +43,7 @@ async fn the_name_of_a_host_that_is_connected_is_taken() {
 }
 
 async fn refused_socket(controller: &Controller, identity: Option<&Identity>, path: &str) -> u16 {
-    match dial(controller, identity, path).await.err().expect("this should have been refused") {
+    match dial(controller, identity, path).await.expect_err("this should have been refused") {
         Error::Http(answer) => answer.status().as_u16(),
         other => panic!("{other:?}"),
     }

@@ -157,7 +157,8 @@ where
 
 /// An environment with one layer of this many containers.
 pub fn manifest(name: &str, replicas: u32) -> Manifest {
-    let text = format!("name: {name}\nservices:\n  db:\n    image: oci:/srv/redis\n    deploy: {{replicas: {replicas}}}\n");
+    let db = format!("{{image: 'oci:/srv/redis', deploy: {{replicas: {replicas}}}}}");
+    let text = format!("name: {name}\nservices:\n  db: {db}\n");
     parse("compose.yaml", &text, None, &BTreeMap::new()).unwrap()
 }
 

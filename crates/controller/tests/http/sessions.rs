@@ -37,7 +37,7 @@ fn text(value: &impl serde::Serialize) -> Message {
     Message::Text(serde_json::to_string(value).unwrap().into())
 }
 
-/// Until the other side has ended it; `false` for a connection that broke.
+/// Until the other side has ended it.
 async fn ended(socket: &mut Socket) {
     let end = async {
         while let Some(Ok(message)) = socket.next().await {
