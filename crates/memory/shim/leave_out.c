@@ -219,6 +219,17 @@ out:
 	return kept;
 }
 
+/* Whether all that is asked for is listed: then there is nothing to ask the kernel, which looks at every page. */
+static int is_left_out(const struct list *list, word pid, const struct scan *scan)
+{
+	const struct range *ranges = (const struct range *)(list + 1);
+	word at = first_range(ranges, list->ranges, pid, scan->start);
+
+	/* Guard regions CRIU carries itself. It asks for them alone; in its other questions it skips them. */
+	return scan->mask != PAGE_IS_GUARD && at < list->ranges && ranges[at].pid == pid &&
+	       ranges[at].start <= scan->start && scan->end <= ranges[at].end;
+}
+
 int ioctl(int fd, unsigned long request, ...)
 {
 	__builtin_va_list arguments;
@@ -228,12 +239,14 @@ int ioctl(int fd, unsigned long request, ...)
 	__builtin_va_start(arguments, request);
 	argument = __builtin_va_arg(arguments, word);
 	__builtin_va_end(arguments);
-	ret = CALL(SYS_ioctl, fd, request, argument, 0);
-	if (request != PAGEMAP_SCAN || FAILED(ret) || !ret || !((struct scan *)argument)->vec)
-		return (int)answer(ret);
-	pid = process_of(fd);
+	pid = request == PAGEMAP_SCAN && ((struct scan *)argument)->vec ? process_of(fd) : 0;
 	list = pid ? get_list() : 0;
-	if (list)
+	if (list && is_left_out(list, pid, (struct scan *)argument)) {
+		((struct scan *)argument)->walk_end = ((struct scan *)argument)->end;
+		return 0;
+	}
+	ret = CALL(SYS_ioctl, fd, request, argument, 0);
+	if (list && !FAILED(ret))
 		ret = leave_out(list, pid, (struct scan *)argument, ret);
 	return (int)answer(ret);
 }

@@ -69,7 +69,7 @@ impl World {
         std::iter::once(self.root).chain(children.split_whitespace().map(|p| p.parse().unwrap())).collect()
     }
 
-    /// For each process: turns, errors, longest turn in milliseconds.
+    /// For each process: turns, errors, longest wait for memory in microseconds.
     fn report(&self) -> Vec<[u64; 3]> {
         let text = std::fs::read(self.path("report")).unwrap();
         let numbers = |line: &[u8]| {
@@ -192,8 +192,8 @@ struct Figures {
     restore: Duration,
     shared: SharedReport,
     fill: FillReport,
-    /// Longest time a program needed for one turn after the restore, in milliseconds, without the time it was gone.
-    longest_turn_ms: u64,
+    /// Longest time a program waited for memory after the restore, in microseconds.
+    longest_access_us: u64,
 }
 
 fn dump(world: &World, filter: &PageFilter) -> Duration {
@@ -271,6 +271,7 @@ fn carried_past_criu(private_mib: usize, shared_mib: usize) -> Figures {
     }
     let began = Instant::now();
     let last = tracker.round(&world.pids(), Target::Frozen).unwrap();
+    eprintln!("round alone {:?}", began.elapsed());
     filter.leave_out(&last).unwrap();
     let last_round = began.elapsed();
     let began = Instant::now();
@@ -293,7 +294,7 @@ fn carried_past_criu(private_mib: usize, shared_mib: usize) -> Figures {
     let fill = filler.wait(Duration::from_secs(60)).unwrap().expect("everything is filled");
     let longest = |report: Vec<[u64; 3]>| report.iter().map(|r| r[2]).max().unwrap();
     world.wait_for_turns(60);
-    let longest_turn_ms = longest(world.report());
+    let longest_access_us = longest(world.report());
     assert!(world.report().iter().zip(&before).all(|(now, then)| now[0] > then[0]));
     drop(filler);
     assert_eq!(store.bytes(), 0, "all pages are consumed");
@@ -303,8 +304,9 @@ fn carried_past_criu(private_mib: usize, shared_mib: usize) -> Figures {
     });
     assert!(!registered, "the processes are ordinary ones again");
     let image_bytes = world.image_bytes();
+    for o in &last.objects { eprintln!("{:?} compared {} pages {} of {}", o.kind, o.compared, o.pages.pages(), o.size_bytes / 4096); }
     let compared = last.objects.iter().filter(|o| o.compared).count();
-    Figures { sent, compared, last_round, last_copy, dump, image_bytes, restore, shared, fill, longest_turn_ms }
+    Figures { sent, compared, last_round, last_copy, dump, image_bytes, restore, shared, fill, longest_access_us }
 }
 
 fn stopped(pid: i32) -> bool {
@@ -318,7 +320,7 @@ fn show(name: &str, figures: &Figures) {
     eprintln!(
         "{name}: rounds {sent:?} MiB, last {:?} ({} objects compared) + {:?} to copy; dump {:?}, {} KiB of images; restore {:?}; \
          shared {} MiB in {:?}, {} MiB later; filled {} MiB in {:?}, {} faults ({} zero), longest turn {:?}; \
-         longest turn of a program {} ms",
+         programs waited for memory {} µs at most",
         figures.last_round,
         figures.compared,
         figures.last_copy,
@@ -333,7 +335,7 @@ fn show(name: &str, figures: &Figures) {
         fill.faults,
         fill.zero_faults,
         fill.longest_turn,
-        figures.longest_turn_ms,
+        figures.longest_access_us,
     );
 }
 

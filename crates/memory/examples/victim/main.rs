@@ -16,7 +16,7 @@ fn main() {
         ["wait", kind] => wait::run(kind),
         ["signals"] => wait::count_signals(),
         ["lazy", socket, seed] => lazy::run(socket, seed.parse().unwrap()),
-        ["speed", mib] => speed::run(mib.parse().unwrap()),
+        ["speed", mib, cold] => speed::run(mib.parse().unwrap(), cold.parse().unwrap()),
         ["tree", report, private_mib, shared_mib] => {
             tree::run(report, private_mib.parse().unwrap(), shared_mib.parse().unwrap());
         }

@@ -8,7 +8,8 @@ const REPORT: Duration = Duration::from_millis(250);
 /// Reads and computing for each write.
 const READS: usize = 40;
 
-pub fn run(mib: usize) {
+/// `cold_permille` of the writes go anywhere, the others to a fiftieth of the memory.
+pub fn run(mib: usize, cold_permille: usize) {
     let pages = mib * 256;
     let base = map(pages, false, -1);
     (0..pages).for_each(|page| write(base, page, page, page as u64 + 1));
@@ -23,8 +24,7 @@ pub fn run(mib: usize) {
                 for _ in 0..READS {
                     sum = sum.wrapping_add(read(base, random.below(pages), random.below(PAGE / 8)));
                 }
-                // Most writes go where writes went before.
-                let spread = if random.below(10) == 0 { pages } else { pages / 50 };
+                let spread = if random.below(1000) < cold_permille { pages } else { pages / 50 };
                 write(base, random.below(spread), random.below(PAGE / 8), sum);
                 done += 1;
             }

@@ -217,9 +217,9 @@ impl Tracker {
             let Some(now) = process.layout()? else { return Ok(None) };
             layout = now;
         }
-        let changes = process.changes(&layout.private, &mut self.scanner, &self.present)?;
+        let changes = process.changes(&layout.private, &mut self.scanner, &self.present, target)?;
         let Layout { private, shared, mut left, .. } = layout;
-        let shared = self.objects.look_at(process, &shared, &mut self.scanner, &mut left)?;
+        let shared = self.objects.look_at(process, &shared, &mut self.scanner, target, &mut left)?;
         Ok(Some(ProcessPages {
             pid,
             inner_pid: process.inner_pid,

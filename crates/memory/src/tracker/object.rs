@@ -6,9 +6,11 @@
 //! *doubtful*: its content is compared with what was sent, page by page, by 64-bit hashes. Traces:
 //!
 //! - other mappings than last time, one that is not tracked, or a fork of a process that has it mapped;
-//! - for objects that can be opened: mtime or ctime moved (write(2), truncation, holes), or atime did (mmap(2),
-//!   read(2)). atime is set back to [`MARK_S`] so that it moves at the next use also under relatime; where it does not
-//!   move (noatime, checked once), the object is always doubtful.
+//! - for objects that can be mapped anew: atime moved (mmap(2), shmat(2), read(2)). It is set back to [`MARK_S`] so
+//!   that it moves at the next use also under relatime; where it does not move (noatime, checked once), the object is
+//!   always doubtful;
+//! - for objects that can be opened: mtime or ctime moved (write(2), truncation). Writing through a mapping moves them,
+//!   too, so a memfd or a file that is written at all is always compared.
 //!
 //! What is doubtful stays so for one more round: who left the trace may not have been in the list of processes yet.
 
@@ -152,7 +154,8 @@ impl Object {
             return Ok((true, times(&now)));
         }
         if now.atime() == MARK_S {
-            return Ok((times(&now) != last, times(&now)));
+            // Nobody has a descriptor of a SysV segment.
+            return Ok((self.kind != ObjectKind::SysV && times(&now) != last, times(&now)));
         }
         // Setting the mark changes ctime. What changed between the two looks is not missed: the object is doubtful
         // next time, too.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::libc;
 
 use super::forks::{ForkWatch, Watched};
-use super::{MAX_MAPPINGS, TrackError};
+use super::{MAX_MAPPINGS, Target, TrackError};
 use crate::inject::{self, InjectError};
 use crate::maps::{self, Class, Flags, LeftToCriu, Mapping};
 use crate::pages::{PageRange, PageSet};
@@ -137,16 +137,18 @@ impl Process {
         Ok(Some(layout))
     }
 
-    /// Which private pages are to be sent, and which of those sent are gone. Write-protects what it tells.
+    /// Which private pages are to be sent, and which of those sent are gone. Write-protects what it tells while the
+    /// process runs; of one that stands still it is told the next time, too.
     pub(super) fn changes(
         &mut self,
         private: &[PageRange],
         scanner: &mut Scanner,
         present: &Present,
+        target: Target,
     ) -> Result<Changes, TrackError> {
         let (mut dirty, mut there) = (PageSet::default(), PageSet::default());
         for range in private {
-            self.written(*range, scanner, present)?.ranges().iter().for_each(|r| dirty.push(*r));
+            self.written(*range, scanner, present, target)?.ranges().iter().for_each(|r| dirty.push(*r));
             self.scan(*range, scanner, present.wanted, 0, &mut there)
                 .map_err(|source| TrackError::Process { pid: self.pid, source })?;
         }
@@ -156,15 +158,17 @@ impl Process {
         Ok(Changes { pages, gone })
     }
 
-    /// The pages of a mapping of shared memory that were written through it since the last look. Write-protects them.
+    /// The pages of a mapping of shared memory that were written through it since the last look. Write-protects them
+    /// while the process runs; of one that stands still they count as written the next time, too.
     ///
     /// Here an empty page table entry says nothing: written memory can be taken out of the page table while its content
     /// stays (MADV_DONTNEED, swapping). So every entry is write-protected, empty ones by a marker, and what is not
     /// found protected counts as written.
-    pub(super) fn written_to_shared(&self, mapping: &Mapping, scanner: &mut Scanner) -> SharedWrites {
+    pub(super) fn written_to_shared(&self, mapping: &Mapping, scanner: &mut Scanner, target: Target) -> SharedWrites {
         let Some(watched) = &self.watched else { return SharedWrites::Unknown };
         let range = mapping.range;
-        let protected = Wanted { with: 0, any: pagemap::PRESENT | pagemap::SWAPPED, without: pagemap::WRITTEN };
+        let any = pagemap::PRESENT | pagemap::SWAPPED;
+        let protected = Wanted { with: 0, any, without: pagemap::WRITTEN };
         let mut clean = PageSet::default();
         let known = self.scan(range, scanner, protected, pagemap::CHECK_WPASYNC, &mut clean).is_ok();
         if !known {
@@ -173,12 +177,22 @@ impl Process {
                 return if self.is_read_only(range) { SharedWrites::None } else { SharedWrites::Unknown };
             }
         }
-        let written = [range].into_iter().collect::<PageSet>().difference(&clean);
-        // What is written from here on to pages that were clean is found next time.
-        if written.ranges().iter().any(|r| watched.uffd.write_protect(*r).is_err()) {
-            return SharedWrites::Unknown;
+        let whole: PageSet = [range].into_iter().collect();
+        if target == Target::Running || !known {
+            let written = Wanted { with: pagemap::WRITTEN, any, without: 0 };
+            let flags = pagemap::WP_MATCHING | pagemap::CHECK_WPASYNC;
+            let mut there = PageSet::default();
+            let empty = self.scan(range, scanner, written, flags, &mut there).map(|()| {
+                // What becomes written from here on is found next time; what was already there is protected now.
+                clean = clean.difference(&there);
+                whole.difference(&clean).difference(&there)
+            });
+            let Ok(empty) = empty else { return SharedWrites::Unknown };
+            if empty.ranges().iter().any(|r| watched.uffd.write_protect(*r).is_err()) {
+                return SharedWrites::Unknown;
+            }
         }
-        if known { SharedWrites::Pages(written) } else { SharedWrites::New }
+        if known { SharedWrites::Pages(whole.difference(&clean)) } else { SharedWrites::New }
     }
 
     /// Whether a shared mapping is one that can never be written through.
@@ -189,16 +203,18 @@ impl Process {
     }
 
     /// The pages of a private mapping that were written since the last look, all that are there if it is new or cannot
-    /// be tracked. Write-protects them.
+    /// be tracked.
     fn written(
         &self,
         range: PageRange,
         scanner: &mut Scanner,
         present: &Present,
+        target: Target,
     ) -> Result<PageSet, TrackError> {
         let failed = |source| TrackError::Process { pid: self.pid, source };
         let mut found = PageSet::default();
-        let tracked = pagemap::WP_MATCHING | pagemap::CHECK_WPASYNC;
+        let protect = if target == Target::Running { pagemap::WP_MATCHING } else { 0 };
+        let tracked = protect | pagemap::CHECK_WPASYNC;
         if let Some(watched) = &self.watched {
             if self.scan(range, scanner, present.written(), tracked, &mut found).is_ok() {
                 return Ok(found);

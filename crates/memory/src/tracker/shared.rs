@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::object::{Found, Object, ObjectId, Times};
 use super::process::{Process, SharedWrites, is_gone};
-use super::{ObjectPages, Round, SharedMapping, TrackError};
+use super::{ObjectPages, Round, SharedMapping, Target, TrackError};
 use crate::maps::{LeftToCriu, Mapping};
 use crate::pages::{PageRange, PageSet};
 use crate::sys::pagemap::Scanner;
@@ -58,6 +58,7 @@ impl Objects {
         process: &Process,
         mappings: &[(Mapping, bool)],
         scanner: &mut Scanner,
+        target: Target,
         left: &mut Vec<(PageRange, LeftToCriu)>,
     ) -> Result<Vec<SharedMapping>, TrackError> {
         let mut shared = Vec::new();
@@ -90,7 +91,7 @@ impl Objects {
                 uses: Vec::new(),
                 unknown: false,
             });
-            match process.written_to_shared(mapping, scanner) {
+            match process.written_to_shared(mapping, scanner, target) {
                 SharedWrites::Pages(written) => {
                     let shift = |r: &PageRange| {
                         let start = r.start - mapping.range.start + mapping.offset;
