@@ -21,8 +21,12 @@ pub fn read(config: &AgentConfig, criu: Option<&Criu>, certificate_sha256: Strin
         let line = cpuinfo.lines().find(|l| l.split(':').next().is_some_and(|k| k.trim() == name))?;
         line.split_once(':').map(|(_, v)| v.trim().to_owned())
     };
-    let mut cpu_features: Vec<String> =
-        field("flags").or_else(|| field("Features")).unwrap_or_default().split_whitespace().map(str::to_owned).collect();
+    let mut cpu_features: Vec<String> = field("flags")
+        .or_else(|| field("Features"))
+        .unwrap_or_default()
+        .split_whitespace()
+        .map(str::to_owned)
+        .collect();
     cpu_features.sort_unstable();
     let cpus = std::thread::available_parallelism().map_or(1, |n| n.get()) as u32 * 1000;
     HostFacts {
@@ -57,9 +61,8 @@ fn memory(meminfo: &str, cgroup: &str) -> Bytes {
 /// the way to the root (their caches count as free: the kernel drops them first).
 pub fn free_memory(cgroup: &str) -> Bytes {
     let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let field = |name: &str| {
-        meminfo.lines().find_map(|l| l.strip_prefix(name)?.trim().split(' ').next()?.parse::<u64>().ok())
-    };
+    let field =
+        |name: &str| meminfo.lines().find_map(|l| l.strip_prefix(name)?.trim().split(' ').next()?.parse::<u64>().ok());
     let available = field("MemAvailable:").unwrap_or(0) << 10;
     Bytes(limits::free_bytes(cgroup).map_or(available, |left| left.min(available)))
 }
@@ -93,7 +96,8 @@ mod limits {
             let used = number(&dir.join(usage))?.saturating_sub(caches);
             Some(limit.saturating_sub(used))
         };
-        let v1 = smallest("/sys/fs/cgroup/memory", cgroup, |d| left("memory.limit_in_bytes", "memory.usage_in_bytes", d));
+        let v1 =
+            smallest("/sys/fs/cgroup/memory", cgroup, |d| left("memory.limit_in_bytes", "memory.usage_in_bytes", d));
         let v2 = smallest("/sys/fs/cgroup", cgroup, |d| left("memory.max", "memory.current", d));
         v1.into_iter().chain(v2).min()
     }
@@ -118,6 +122,6 @@ mod limits {
 
     fn smallest(root: &str, cgroup: &str, read: impl Fn(&Path) -> Option<u64>) -> Option<u64> {
         let full: PathBuf = Path::new(root).join(cgroup.trim_start_matches('/'));
-        full.ancestors().take_while(|dir| dir.starts_with(root)).filter_map(|dir| read(dir)).min()
+        full.ancestors().take_while(|dir| dir.starts_with(root)).filter_map(read).min()
     }
 }

@@ -23,7 +23,7 @@ use crate::config::AgentConfig;
 use crate::ledger::Ledger;
 use crate::link::Voice;
 use crate::moves::incoming::Incoming;
-use crate::task::{Command, Verdict, TaskHandle};
+use crate::task::{Command, TaskHandle, Verdict};
 use crate::{facts, sessions, task, translate};
 
 pub struct Host {
@@ -86,7 +86,9 @@ impl Host {
                     host.voice.say(FromAgent::Reply { request, result });
                 });
             }
-            FromController::Refused { error } => tracing::error!(error = error.one_line(), "the controller refuses this host"),
+            FromController::Refused { error } => {
+                tracing::error!(error = error.one_line(), "the controller refuses this host")
+            }
         }
     }
 
@@ -102,6 +104,7 @@ impl Host {
                 host.task(&container)?.ask(|reply| Command::StartMove(outgoing, reply)).await?;
                 Ok(Reply::Done)
             }
+            Request::Examine { container } => Ok(Reply::Examined { movable: host.task(&container)?.examine().await? }),
             Request::Redirect { vni, mac, to_tunnel } => {
                 let network = host.network.lock().await;
                 locked(&host.redirected).insert(Mac(mac.0), vni);
@@ -110,7 +113,8 @@ impl Host {
             }
             Request::ActivateMove { id, generation } => {
                 let incoming = locked(&host.incoming).get(&id).cloned();
-                let incoming = incoming.ok_or_else(|| ErrorBody::new(format!("move {id} is not known on this host")))?;
+                let incoming =
+                    incoming.ok_or_else(|| ErrorBody::new(format!("move {id} is not known on this host")))?;
                 incoming.activate(host, generation).await
             }
             Request::ReleaseMove { id } => host.verdict(&id, Verdict::Release).await,
@@ -138,7 +142,9 @@ impl Host {
     async fn verdict(&self, id: &MoveId, verdict: Verdict) -> Result<Reply, ErrorBody> {
         let task = locked(&self.tasks).values().find(|t| t.outgoing_move().as_ref() == Some(id)).cloned();
         match task {
-            Some(task) => task.ask(|reply| Command::Verdict(id.clone(), verdict, Some(reply))).await.map(|()| Reply::Done),
+            Some(task) => {
+                task.ask(|reply| Command::Verdict(id.clone(), verdict, Some(reply))).await.map(|()| Reply::Done)
+            }
             None => Ok(Reply::Done),
         }
     }
@@ -171,7 +177,9 @@ fn enough_memory(host: &Host, memory: Bytes) -> Result<(), ErrorBody> {
     if needed <= free {
         return Ok(());
     }
-    Err(ErrorBody::new(format!("{free} of memory is free, and a container that uses {memory} needs {needed} to arrive")))
+    Err(ErrorBody::new(format!(
+        "{free} of memory is free, and a container that uses {memory} needs {needed} to arrive"
+    )))
 }
 
 /// Carries out every `Desired`, newest only, until the agent ends.

@@ -20,7 +20,9 @@ const MAX_ANSWER_BYTES: usize = 1 << 20;
 
 #[derive(Debug, Error)]
 pub enum JoinError {
-    #[error("this host is not a member yet; give --join-token-file (the controller keeps it as join-token in its state directory)")]
+    #[error(
+        "this host is not a member yet; give --join-token-file (the controller keeps it as join-token in its state directory)"
+    )]
     NoToken,
     #[error("the join token {} could not be read", path.display())]
     Token { path: PathBuf, source: std::io::Error },

@@ -40,7 +40,9 @@ impl Ledger {
             Ok(_) => {}
         }
         let text = std::fs::read(&self.path).map_err(read)?;
-        serde_json::from_slice(&text).map(Some).map_err(|source| LedgerError::Damaged { path: self.path.clone(), source })
+        serde_json::from_slice(&text)
+            .map(Some)
+            .map_err(|source| LedgerError::Damaged { path: self.path.clone(), source })
     }
 
     /// Durable when it returns.

@@ -55,10 +55,8 @@ pub async fn dial(host: &Host, path: &str) -> Result<Socket, DialError> {
         }
         let name = godwit_api::tls::controller_server_name();
         let connector = tokio_rustls::TlsConnector::from(Arc::clone(&host.client_tls));
-        let tls = connector
-            .connect(name, tcp)
-            .await
-            .map_err(|source| DialError::Tls { address: address.clone(), source })?;
+        let tls =
+            connector.connect(name, tcp).await.map_err(|source| DialError::Tls { address: address.clone(), source })?;
         let config = WebSocketConfig::default()
             .max_message_size(Some(MAX_MESSAGE_BYTES))
             .max_frame_size(Some(MAX_MESSAGE_BYTES));

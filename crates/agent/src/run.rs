@@ -44,7 +44,13 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
     if !rustix::process::geteuid().is_root() {
         return Err(RunError::NotRoot);
     }
-    for path in [config.state_dir.clone(), config.run_dir.clone(), config.containers_dir(), config.volumes_dir(), config.moves_dir()] {
+    for path in [
+        config.state_dir.clone(),
+        config.run_dir.clone(),
+        config.containers_dir(),
+        config.volumes_dir(),
+        config.moves_dir(),
+    ] {
         std::fs::create_dir_all(&path).map_err(|source| RunError::Directory { path: path.clone(), source })?;
     }
     let criu = match Criu::find() {

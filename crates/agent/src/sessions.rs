@@ -7,7 +7,9 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use godwit_api::link::SessionBody;
 use godwit_api::routes;
-use godwit_api::session::{ExecControl, ExecRequest, LogLine, LogStream, MAX_MESSAGE_BYTES, STDERR, STDIN, STDOUT, TerminalSize};
+use godwit_api::session::{
+    ExecControl, ExecRequest, LogLine, LogStream, MAX_MESSAGE_BYTES, STDERR, STDIN, STDOUT, TerminalSize,
+};
 use godwit_api::types::ErrorBody;
 use godwit_container::keeper::protocol::{ExecSpec, WindowSize};
 use godwit_container::log::{LogFollower, LogLine as StoredLine, Stream, read_logs};

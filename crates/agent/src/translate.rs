@@ -4,10 +4,14 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 
 use godwit_api::link::{EndpointSpec, NetworkSpec, PortSpec};
-use godwit_container::spec::{BindMount, EtcFile, LaunchSpec, LogLimits, Masks, Resources as Limits, Rlimits, Tmpfs, User};
+use godwit_container::spec::{
+    BindMount, EtcFile, LaunchSpec, LogLimits, Masks, Resources as Limits, Rlimits, Tmpfs, User,
+};
 use godwit_image::ImageConfig;
 use godwit_model::container::{ContainerSpec, Resources};
-use godwit_network::{Endpoint, EnvironmentNetwork, InvalidNetwork, Location, Mac, Port, Protocol, PublishedPort, Subnet};
+use godwit_network::{
+    Endpoint, EnvironmentNetwork, InvalidNetwork, Location, Mac, Port, Protocol, PublishedPort, Subnet,
+};
 use thiserror::Error;
 
 use crate::config::AgentConfig;

@@ -200,12 +200,7 @@ impl Client {
     }
 
     /// Sends a request and waits for the head of a good answer; a bad one becomes an error with its body.
-    async fn answer(
-        &self,
-        method: Method,
-        path: &str,
-        body: Option<&impl Serialize>,
-    ) -> Result<Answer, ClientError> {
+    async fn answer(&self, method: Method, path: &str, body: Option<&impl Serialize>) -> Result<Answer, ClientError> {
         let mut request = Request::builder().method(method).uri(path).header(header::HOST, self.address.host());
         let bytes = match body {
             Some(body) => {

@@ -15,7 +15,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use godwit_model::container::{ContainerSpec, ContainerStatus};
+use godwit_model::container::{ContainerSpec, ContainerStatus, Movable};
 use godwit_model::event::EventKind;
 use godwit_model::host::HostFacts;
 use godwit_model::migration::{DowntimePart, Phase, Progress};
@@ -90,9 +90,14 @@ pub enum FromAgent {
 #[serde(rename_all = "kebab-case", tag = "type")]
 pub enum FromController {
     /// The agent is not wanted: wrong name, wrong protocol. The link closes after it.
-    Refused { error: ErrorBody },
+    Refused {
+        error: ErrorBody,
+    },
     Desired(Box<Desired>),
-    Request { request: u64, body: Box<Request> },
+    Request {
+        request: u64,
+        body: Box<Request>,
+    },
 }
 
 /// Everything a host shall be.
@@ -182,7 +187,13 @@ pub struct PortSpec {
 pub enum Request {
     /// Destination: get everything ready to receive. Answered with `Prepared` when the copy may begin.
     /// `memory` is what the container uses now.
-    PrepareMove { id: MoveId, spec: Box<ContainerSpec>, generation: Generation, from: HostName, memory: Bytes },
+    PrepareMove {
+        id: MoveId,
+        spec: Box<ContainerSpec>,
+        generation: Generation,
+        from: HostName,
+        memory: Bytes,
+    },
     /// Source: begin. Answered with `Accepted`; the rest is told by `Move*` messages.
     StartMove {
         id: MoveId,
@@ -191,15 +202,34 @@ pub enum Request {
         address: SocketAddr,
         to_tunnel: Ipv4Addr,
     },
+    /// Source: can this container be moved as it is now? Answered with `Examined`.
+    Examine {
+        container: ContainerId,
+    },
     /// Other hosts: frames for this address go to that host from now on.
-    Redirect { vni: u32, mac: MacAddress, to_tunnel: Ipv4Addr },
+    Redirect {
+        vni: u32,
+        mac: MacAddress,
+        to_tunnel: Ipv4Addr,
+    },
     /// Destination: the store names you as owner. Let it run, deliver what was parked.
-    ActivateMove { id: MoveId, generation: Generation },
+    ActivateMove {
+        id: MoveId,
+        generation: Generation,
+    },
     /// Source: handed over. Free everything; nothing may revive it.
-    ReleaseMove { id: MoveId },
+    ReleaseMove {
+        id: MoveId,
+    },
     /// Either side: the move is off. The source runs on, the destination forgets.
-    AbortMove { id: MoveId, reason: String },
-    OpenSession { session: String, body: SessionBody },
+    AbortMove {
+        id: MoveId,
+        reason: String,
+    },
+    OpenSession {
+        session: String,
+        body: SessionBody,
+    },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,9 +243,19 @@ pub enum SessionBody {
 #[serde(rename_all = "kebab-case", tag = "type")]
 pub enum Reply {
     Done,
+    /// Seen at this moment, where `Status` may be two seconds old.
+    Examined {
+        movable: Movable,
+    },
     /// The destination waits here for the stream of this move.
-    Prepared { address: SocketAddr },
+    Prepared {
+        address: SocketAddr,
+    },
     /// By the destination's own clock, in milliseconds: from `MoveReady` to the word, and from the word to the first
     /// instruction with the parked frames delivered.
-    Activated { hand_over_ms: f64, activate_ms: f64, frames_parked: u64 },
+    Activated {
+        hand_over_ms: f64,
+        activate_ms: f64,
+        frames_parked: u64,
+    },
 }

@@ -274,13 +274,8 @@ pub fn write_private(path: &Path, text: &str) -> Result<(), TlsError> {
     let failed = |source| TlsError::File { doing: "written", path: path.to_owned(), source };
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".new");
-    let mut file = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(failed)?;
+    let mut file =
+        fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&temporary).map_err(failed)?;
     file.write_all(text.as_bytes()).map_err(failed)?;
     file.sync_all().map_err(failed)?;
     fs::rename(&temporary, path).map_err(failed)
@@ -316,11 +311,11 @@ fn generate_key() -> Result<KeyPair, TlsError> {
 }
 
 fn make_directory(dir: &Path) -> Result<(), TlsError> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|source| TlsError::File { doing: "created", path: dir.to_owned(), source })
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(|source| TlsError::File {
+        doing: "created",
+        path: dir.to_owned(),
+        source,
+    })
 }
 
 fn read(path: &Path) -> Result<String, TlsError> {
@@ -374,7 +369,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let authority = Authority::open(dir.path()).unwrap();
         assert!(matches!(authority.sign_csr("nonsense", &HostName::new("a").unwrap()), Err(TlsError::Request { .. })));
-        assert!(matches!(peer_name(&[der(authority.ca_pem())]), Err(TlsError::PeerName { .. } | TlsError::Peer { .. })));
+        assert!(matches!(
+            peer_name(&[der(authority.ca_pem())]),
+            Err(TlsError::PeerName { .. } | TlsError::Peer { .. })
+        ));
         assert!(matches!(peer_name(&[]), Err(TlsError::PeerName { .. })));
         let _ = (controller_server_name(), host_server_name(&HostName::new("a".repeat(40)).unwrap()));
     }

@@ -119,10 +119,7 @@ async fn every_method_asks_for_its_route() {
     asks!(client.migrate(&name(), &to), r#"POST /v1/containers/shop/db-1/migrate {"to":"h2"}"#);
     let manifest = serde_json::from_value(json!({"name": "shop", "layers": {}})).unwrap();
     let apply = godwit_api::types::ApplyRequest { manifest, dry_run: true };
-    asks!(
-        client.apply(&apply),
-        r#"PUT /v1/environments/shop {"manifest":{"name":"shop","layers":{}},"dry_run":true}"#
-    );
+    asks!(client.apply(&apply), r#"PUT /v1/environments/shop {"manifest":{"name":"shop","layers":{}},"dry_run":true}"#);
 }
 
 #[tokio::test]

@@ -59,10 +59,8 @@ pub fn report(printer: &Printer, error: &anyhow::Error) -> ExitCode {
 fn report_manifest(printer: &Printer, manifest: &ManifestErrors) {
     for error in &manifest.errors {
         let path = if error.path.is_empty() { String::new() } else { format!("{}: ", error.path) };
-        printer.labelled(
-            "error",
-            format_args!("{}:{}:{}: {path}{}", error.file, error.line, error.column, error.message),
-        );
+        printer
+            .labelled("error", format_args!("{}:{}:{}: {path}{}", error.file, error.line, error.column, error.message));
         if let Some(hint) = &error.hint {
             printer.labelled("hint", hint);
         }

@@ -23,9 +23,9 @@ pub async fn container(client: &Client, text: &str) -> Result<ContainerName> {
     let of_layer: Vec<&ContainerName> = names.iter().filter(|name| name.layer == layer).collect();
     match of_layer.as_slice() {
         [only] => Ok((*only).clone()),
-        [] if names.is_empty() => {
-            Err(Failure::new(format!("{env} has no containers")).hint("`godwit env list` shows all environments").into())
-        }
+        [] if names.is_empty() => Err(Failure::new(format!("{env} has no containers"))
+            .hint("`godwit env list` shows all environments")
+            .into()),
         [] => Err(Failure::new(format!("{env} has no container of a layer {layer:?}", layer = layer.as_str()))
             .hint(format!("it has {}", list(names.iter())))
             .into()),

@@ -44,7 +44,10 @@ impl Session {
     }
 
     fn is_raw(&self) -> bool {
-        !tcgetattr(&self.theirs).unwrap().local_modes.intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
+        !tcgetattr(&self.theirs)
+            .unwrap()
+            .local_modes
+            .intersects(LocalModes::ICANON | LocalModes::ECHO | LocalModes::ISIG)
     }
 
     fn is_as_before(&self) -> bool {

@@ -146,7 +146,10 @@ fn programs_run_in_containers() {
     }
     // Options after the program are the program's.
     assert_eq!(code(&c.run(&["exec", "shop/db", "--", "exit", "3"])), 3);
-    assert_eq!(show(&c.run(&["exec", "shop/db-1", "--", "cat", "-v"]), ""), "exit: 0\n--- stdout\n--- stderr\nready\r\n");
+    assert_eq!(
+        show(&c.run(&["exec", "shop/db-1", "--", "cat", "-v"]), ""),
+        "exit: 0\n--- stdout\n--- stderr\nready\r\n"
+    );
 
     let mut command = c.godwit(&["exec", "-i", "shop/db-1", "--", "cat"]);
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

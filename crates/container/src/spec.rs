@@ -221,16 +221,12 @@ impl LaunchSpec {
     /// Reads `dir/spec.json` and checks it.
     pub fn load(dir: &Path) -> Result<LaunchSpec, SpecError> {
         let path = dir.join(SPEC_FILE);
-        let bytes = std::fs::metadata(&path)
-            .map_err(|source| SpecError::Read { path: path.clone(), source })?
-            .len();
+        let bytes = std::fs::metadata(&path).map_err(|source| SpecError::Read { path: path.clone(), source })?.len();
         if bytes > MAX_SPEC_BYTES {
             return Err(SpecError::TooLarge { path, bytes });
         }
-        let text =
-            std::fs::read(&path).map_err(|source| SpecError::Read { path: path.clone(), source })?;
-        let spec: LaunchSpec = serde_json::from_slice(&text)
-            .map_err(|source| SpecError::Parse { path, source })?;
+        let text = std::fs::read(&path).map_err(|source| SpecError::Read { path: path.clone(), source })?;
+        let spec: LaunchSpec = serde_json::from_slice(&text).map_err(|source| SpecError::Parse { path, source })?;
         spec.validate()?;
         Ok(spec)
     }
@@ -239,15 +235,12 @@ impl LaunchSpec {
     pub fn save(&self, dir: &Path) -> Result<(), SpecError> {
         self.validate()?;
         let path = dir.join(SPEC_FILE);
-        crate::keeper::state::write_json(&path, self)
-            .map_err(|source| SpecError::Write { path, source })
+        crate::keeper::state::write_json(&path, self).map_err(|source| SpecError::Write { path, source })
     }
 
     /// Refuses what the launcher could misread or what would weaken the isolation.
     pub fn validate(&self) -> Result<(), SpecError> {
-        let bad = |field, problem: String| {
-            Err(SpecError::Invalid { id: self.id.clone(), field, problem })
-        };
+        let bad = |field, problem: String| Err(SpecError::Invalid { id: self.id.clone(), field, problem });
         let hex = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
         if self.id.len() != 12 || !self.id.chars().all(hex) {
             return bad("id", "must be 12 hexadecimal digits".into());
@@ -286,11 +279,12 @@ impl LaunchSpec {
         }
         let targets = self.mounts.iter().map(|mount| &mount.target);
         for target in targets.chain(self.tmpfs.iter().map(|tmpfs| &tmpfs.target)) {
-            let kernel = ["/proc", "/sys", "/dev"]
-                .iter()
-                .any(|top| Path::new(target).starts_with(top));
+            let kernel = ["/proc", "/sys", "/dev"].iter().any(|top| Path::new(target).starts_with(top));
             if !plain_absolute(target) || target == "/" || kernel {
-                return bad("mounts", format!("target {target:?} must be absolute and outside of /, /proc, /sys and /dev"));
+                return bad(
+                    "mounts",
+                    format!("target {target:?} must be absolute and outside of /, /proc, /sys and /dev"),
+                );
             }
         }
         for file in &self.etc_files {
@@ -306,8 +300,7 @@ impl LaunchSpec {
 fn plain_absolute(path: &str) -> bool {
     path.strip_prefix('/').is_some_and(|rest| {
         !path.contains('\0')
-            && (rest.is_empty()
-                || rest.trim_end_matches('/').split('/').all(|part| !matches!(part, "" | "." | "..")))
+            && (rest.is_empty() || rest.trim_end_matches('/').split('/').all(|part| !matches!(part, "" | "." | "..")))
     })
 }
 

@@ -32,8 +32,7 @@ fn a_command_has_the_containers_world_and_its_own_streams() {
     assert_eq!(lines[..4], lines[4..], "{text}");
 
     let (id, fds) = keeper.client.exec(command("read line; echo got $line; sleep 100", None)).unwrap();
-    let [stdin, stdout, _stderr]: [File; 3] =
-        fds.into_iter().map(File::from).collect::<Vec<_>>().try_into().unwrap();
+    let [stdin, stdout, _stderr]: [File; 3] = fds.into_iter().map(File::from).collect::<Vec<_>>().try_into().unwrap();
     assert_eq!(keeper.client.status().unwrap().execs, 1);
     { stdin }.write_all(b"hello\n").unwrap();
     let mut answer = [0; 10];

@@ -60,7 +60,10 @@ fn layers_lie_on_each_other_with_the_containers_ids() {
     assert_eq!(std::fs::metadata(lowest.join("etc/a")).unwrap().uid(), 7);
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
     let lower = rootfs.dir.join("lower");
-    let left = mounts.lines().filter_map(|line| line.split(' ').nth(4)).any(|path| std::path::Path::new(path).starts_with(&lower));
+    let left = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .any(|path| std::path::Path::new(path).starts_with(&lower));
     assert!(!left && !lower.exists(), "the layers' mounts are gone");
 
     rootfs.unmount().unwrap();

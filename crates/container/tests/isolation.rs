@@ -78,9 +78,13 @@ fn a_shell_as_root_inside_reaches_nothing_outside() {
     // CHOWN DAC_OVERRIDE FOWNER FSETID KILL SETGID SETUID SETPCAP NET_BIND_SERVICE SYS_CHROOT SETFCAP.
     let kept = "00000000800405fb";
     for want in [
-        format!("CapEff:\t{kept}"), format!("CapPrm:\t{kept}"), format!("CapBnd:\t{kept}"),
-        "CapInh:\t0000000000000000".into(), "CapAmb:\t0000000000000000".into(),
-        "NoNewPrivs:\t1".into(), "Seccomp:\t2".into(),
+        format!("CapEff:\t{kept}"),
+        format!("CapPrm:\t{kept}"),
+        format!("CapBnd:\t{kept}"),
+        "CapInh:\t0000000000000000".into(),
+        "CapAmb:\t0000000000000000".into(),
+        "NoNewPrivs:\t1".into(),
+        "Seccomp:\t2".into(),
     ] {
         assert!(log.contains(&want), "{want} in {log}");
     }
@@ -100,7 +104,10 @@ fn another_user_inside_has_no_capabilities() {
     if !root_or_skip() {
         return;
     }
-    let mut world = World::new("nobody", "grep -E 'Cap|Uid' /proc/self/status; echo x > /bin/x || echo refused; echo hi > /dev/stdout");
+    let mut world = World::new(
+        "nobody",
+        "grep -E 'Cap|Uid' /proc/self/status; echo x > /bin/x || echo refused; echo hi > /dev/stdout",
+    );
     world.spec.user = godwit_container::spec::User { uid: 65534, gid: 65534, groups: vec![] };
     let (_, log) = world.run_to_end();
     assert!(log.contains("CapEff:\t0000000000000000") && log.contains("CapPrm:\t0000000000000000"), "{log}");
@@ -190,13 +197,37 @@ fn system_calls_answer_as_the_table_says() {
     assert_eq!(exit.code, Some(0), "{log}");
     let (enosys, eperm) = (libc::ENOSYS, libc::EPERM);
     for (name, errno) in [
-        ("io_uring_setup", enosys), ("io_uring_enter", enosys), ("io_uring_register", enosys), ("clone3", enosys),
-        ("mq_open", enosys), ("userfaultfd", eperm), ("bpf", eperm), ("perf_event_open", eperm), ("add_key", eperm),
-        ("keyctl", eperm), ("setns", eperm), ("unshare user", eperm), ("unshare files", 0), ("clone user", eperm),
-        ("mount", eperm), ("fsopen", eperm), ("open_tree", eperm), ("open_by_handle_at", eperm), ("init_module", eperm),
-        ("kexec_load", eperm), ("reboot", eperm), ("clock_settime", eperm), ("socket raw", eperm), ("socket tcp", 0), ("socket ping", 0), ("personality", eperm),
-        ("socket vsock", libc::EAFNOSUPPORT), ("socket alg", libc::EAFNOSUPPORT), ("socket packet", libc::EAFNOSUPPORT),
-        ("socket mptcp", libc::EPROTONOSUPPORT), ("socket sctp", libc::EPROTONOSUPPORT),
+        ("io_uring_setup", enosys),
+        ("io_uring_enter", enosys),
+        ("io_uring_register", enosys),
+        ("clone3", enosys),
+        ("mq_open", enosys),
+        ("userfaultfd", eperm),
+        ("bpf", eperm),
+        ("perf_event_open", eperm),
+        ("add_key", eperm),
+        ("keyctl", eperm),
+        ("setns", eperm),
+        ("unshare user", eperm),
+        ("unshare files", 0),
+        ("clone user", eperm),
+        ("mount", eperm),
+        ("fsopen", eperm),
+        ("open_tree", eperm),
+        ("open_by_handle_at", eperm),
+        ("init_module", eperm),
+        ("kexec_load", eperm),
+        ("reboot", eperm),
+        ("clock_settime", eperm),
+        ("socket raw", eperm),
+        ("socket tcp", 0),
+        ("socket ping", 0),
+        ("personality", eperm),
+        ("socket vsock", libc::EAFNOSUPPORT),
+        ("socket alg", libc::EAFNOSUPPORT),
+        ("socket packet", libc::EAFNOSUPPORT),
+        ("socket mptcp", libc::EPROTONOSUPPORT),
+        ("socket sctp", libc::EPROTONOSUPPORT),
     ] {
         assert!(log.lines().any(|line| line.ends_with(&format!("{name}: {errno}"))), "{name}: {errno} in {log}");
     }

@@ -210,8 +210,10 @@ fn volumes_memory_file_systems_and_generated_files_are_there() {
     std::fs::set_permissions(&world.base, std::os::unix::fs::PermissionsExt::from_mode(0o700)).unwrap();
     std::fs::write(data.join("in"), "from outside\n").unwrap();
     std::os::unix::fs::chown(data.join("in"), Some(200_005), Some(200_005)).unwrap();
-    let bind = |source: &std::path::Path, target: &str, read_only| {
-        BindMount { source: source.to_owned(), target: target.into(), read_only }
+    let bind = |source: &std::path::Path, target: &str, read_only| BindMount {
+        source: source.to_owned(),
+        target: target.into(),
+        read_only,
     };
     world.spec.mounts = vec![bind(&data, "/data", false), bind(&fixed, "/fixed", true)];
     world.spec.tmpfs = vec![Tmpfs { target: "/scratch".into(), size_bytes: 8 << 20, mode: 0o1777 }];
@@ -230,8 +232,16 @@ fn volumes_memory_file_systems_and_generated_files_are_there() {
     let (exit, log) = world.run_to_end();
     assert_eq!(exit.code, Some(0), "{log}");
     for want in [
-        "from outside\n", "fixed is read-only\n", " 8 ", "\n1777\n", "10.0.0.2 box-1\n", "root is read-only\n",
-        "scratch is writable\n", "\n5\n", "/tmp\n", "0 7 8\n",
+        "from outside\n",
+        "fixed is read-only\n",
+        " 8 ",
+        "\n1777\n",
+        "10.0.0.2 box-1\n",
+        "root is read-only\n",
+        "scratch is writable\n",
+        "\n5\n",
+        "/tmp\n",
+        "0 7 8\n",
     ] {
         assert!(log.contains(want), "{want:?} in {log}");
     }

@@ -72,7 +72,8 @@ fn memory_cannot_be_shrunk_below_use() {
         return;
     }
     // 20 MiB in a memory file system cannot be given back.
-    let world = World::new("shrink", "head -c 20971520 /dev/zero > /dev/shm/held; echo ready; while :; do sleep 1; done");
+    let world =
+        World::new("shrink", "head -c 20971520 /dev/zero > /dev/shm/held; echo ready; while :; do sleep 1; done");
     let keeper = world.start();
     world.wait_for_log("ready");
     let cgroup = world.cgroup();
@@ -119,7 +120,8 @@ fn version_2_freezes_and_kills() {
         return;
     }
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let Some(root) = mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4)) else {
+    let Some(root) = mounts.lines().find(|line| line.contains(" - cgroup2 ")).and_then(|line| line.split(' ').nth(4))
+    else {
         println!("skipped: no cgroup2 hierarchy is mounted");
         return;
     };

@@ -41,7 +41,9 @@ fn dump(world: &World, pid: u32, images: &Images) {
     server.request_page_server(&PageServerOptions { directories: directories.clone(), socket_fd: 10 }).unwrap();
     let server_pid = match server.receive_within(EVENT_TIMEOUT) {
         Ok(Message::PageServer { pid }) => pid,
-        other => panic!("{other:?}: {}", std::fs::read_to_string(images.path("work/page-server.log")).unwrap_or_default()),
+        other => {
+            panic!("{other:?}: {}", std::fs::read_to_string(images.path("work/page-server.log")).unwrap_or_default())
+        }
     };
     let mut session = Session::start(&criu, socket(pages_out), Ends::Undone).unwrap();
     let mounts = external_mounts(&world.spec, world.dir());

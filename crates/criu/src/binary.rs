@@ -54,7 +54,10 @@ impl fmt::Display for Version {
 
 #[derive(Debug, Error)]
 pub enum FindError {
-    #[error("CRIU was not found (looked at ${CRIU_VARIABLE}, {PRIVATE_PREFIX} and PATH); run ./dev setup or install criu {} or newer", Version::minimum_here())]
+    #[error(
+        "CRIU was not found (looked at ${CRIU_VARIABLE}, {PRIVATE_PREFIX} and PATH); run ./dev setup or install criu {} or newer",
+        Version::minimum_here()
+    )]
     Absent,
     #[error("{} did not say its version; is it CRIU?", path.display())]
     NotCriu { path: PathBuf },

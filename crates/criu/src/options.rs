@@ -150,11 +150,8 @@ impl RestoreOptions {
             self.external_mounts.iter().map(|m| format!("mnt[{}]:{}", m.target, m.source.display())).collect();
         opts.inherit_fd =
             self.stdio.iter().map(|p| InheritFd { key: format!("pipe:[{}]", p.inode), fd: p.fd }).collect();
-        opts.cg_root = self
-            .cgroups
-            .iter()
-            .map(|c| CgroupRootEntry { ctrl: c.controller.clone(), path: c.path.clone() })
-            .collect();
+        opts.cg_root =
+            self.cgroups.iter().map(|c| CgroupRootEntry { ctrl: c.controller.clone(), path: c.path.clone() }).collect();
         Request { kind: request_type::RESTORE, opts: Some(opts), ..Request::default() }
     }
 }

@@ -192,7 +192,10 @@ impl Session {
         let response = Response::decode(&buffer[..n]).map_err(|source| SessionError::Protocol { source })?;
         if !response.success {
             let errno = response.errno.unwrap_or(0);
-            return Err(SessionError::Failed { errno, message: response.message.unwrap_or_else(|| "no reason given".into()) });
+            return Err(SessionError::Failed {
+                errno,
+                message: response.message.unwrap_or_else(|| "no reason given".into()),
+            });
         }
         Ok(match response.kind {
             request_type::NOTIFY => {

@@ -45,7 +45,12 @@ struct Resolved {
 impl ImageStore {
     /// Makes sure that the image is here, complete and verified. Dropping the future stops the pull;
     /// what it was unpacking is removed.
-    pub async fn ensure(&self, source: &ImageSource, options: &PullOptions, progress: &dyn ProgressSink) -> Result<Image, PullError> {
+    pub async fn ensure(
+        &self,
+        source: &ImageSource,
+        options: &PullOptions,
+        progress: &dyn ProgressSink,
+    ) -> Result<Image, PullError> {
         let image = source.to_string();
         if let Some(here) = self.known(source, &image, options.policy) {
             return Ok(here);
@@ -73,9 +78,16 @@ impl ImageStore {
         let job = Job { store: &self.inner, fetcher: &fetcher, image: &image, limits: options.limits, progress };
         job.layers(layers, &diff_ids).await?;
 
-        let size_bytes = total_bytes.saturating_add(resolved.manifest.config.size).saturating_add(resolved.bytes.len() as u64);
+        let size_bytes =
+            total_bytes.saturating_add(resolved.manifest.config.size).saturating_add(resolved.bytes.len() as u64);
         let config_digest = resolved.manifest.config.digest;
-        let record = Record { digest: resolved.digest, config_digest, layers: diff_ids, size_bytes, config: config.into_config() };
+        let record = Record {
+            digest: resolved.digest,
+            config_digest,
+            layers: diff_ids,
+            size_bytes,
+            config: config.into_config(),
+        };
         self.finish(Some((record, resolved.bytes, bytes)), image, resolved.digest).await
     }
 
@@ -91,10 +103,16 @@ impl ImageStore {
         self.inner.image(digest, Some(image))
     }
 
-    async fn finish(&self, new: Option<(Record, Vec<u8>, Vec<u8>)>, image: String, digest: Digest) -> Result<Image, PullError> {
+    async fn finish(
+        &self,
+        new: Option<(Record, Vec<u8>, Vec<u8>)>,
+        image: String,
+        digest: Digest,
+    ) -> Result<Image, PullError> {
         let (store, name) = (Arc::clone(&self.inner), image.clone());
         let publish = move || {
-            let new = new.as_ref().map(|(record, manifest, config)| (record.clone(), manifest.as_slice(), config.as_slice()));
+            let new =
+                new.as_ref().map(|(record, manifest, config)| (record.clone(), manifest.as_slice(), config.as_slice()));
             store.publish(new, name, digest)
         };
         match tokio::task::spawn_blocking(publish).await {
@@ -147,7 +165,8 @@ impl Job<'_> {
     /// All layers, or the first error once none of them is being worked on any more.
     async fn layers(&self, layers: &[Descriptor], diff_ids: &[Digest]) -> Result<(), PullError> {
         let (stop, stopped) = watch::channel(false);
-        let work: Vec<_> = layers.iter().zip(diff_ids).map(|(layer, diff_id)| self.layer(layer, *diff_id, stopped.clone())).collect();
+        let work: Vec<_> =
+            layers.iter().zip(diff_ids).map(|(layer, diff_id)| self.layer(layer, *diff_id, stopped.clone())).collect();
         let mut running = futures_util::stream::iter(work).buffer_unordered(MAX_PARALLEL_LAYERS);
         let mut first = None;
         while let Some(result) = running.next().await {
@@ -159,7 +178,12 @@ impl Job<'_> {
         first.map_or(Ok(()), Err)
     }
 
-    async fn layer(&self, layer: &Descriptor, diff_id: Digest, mut stopped: watch::Receiver<bool>) -> Result<(), PullError> {
+    async fn layer(
+        &self,
+        layer: &Descriptor,
+        diff_id: Digest,
+        mut stopped: watch::Receiver<bool>,
+    ) -> Result<(), PullError> {
         let (guard, slot) = {
             let ready = self.turn(diff_id);
             tokio::select! {
@@ -228,7 +252,10 @@ fn unpack_layer(store: &Inner, source: Counted, expected: Expected, limits: Limi
     let unpacked = unpack::unpack(source, expected, &work, limits)
         .and_then(|()| store.publish_layer(&work, expected.diff_id).map_err(io("publish")));
     if let Err(error) = store.tmp.remove(&name) {
-        tracing::warn!(error = &error as &dyn std::error::Error, "an unfinished layer is left until the store is opened again");
+        tracing::warn!(
+            error = &error as &dyn std::error::Error,
+            "an unfinished layer is left until the store is opened again"
+        );
     }
     unpacked
 }

@@ -60,9 +60,8 @@ impl FromStr for ImageSource {
             let tag = tag.filter(|tag| !tag.is_empty()).map(str::to_owned);
             return Ok(ImageSource::Layout { path: path.into(), tag });
         }
-        let reference: Reference = text
-            .parse()
-            .map_err(|source| SourceError::Reference { text: text.into(), source })?;
+        let reference: Reference =
+            text.parse().map_err(|source| SourceError::Reference { text: text.into(), source })?;
         if let Some(digest) = reference.digest() {
             let checked: Result<Digest, _> = digest.parse();
             checked.map_err(|source| SourceError::Digest { text: text.into(), source })?;
@@ -87,7 +86,10 @@ impl fmt::Display for ImageSource {
 pub enum RegistryAuth {
     #[default]
     Anonymous,
-    Basic { user: String, password: String },
+    Basic {
+        user: String,
+        password: String,
+    },
 }
 
 impl fmt::Debug for RegistryAuth {

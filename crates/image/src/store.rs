@@ -136,18 +136,34 @@ impl ImageStore {
             let path = path.to_owned();
             move |source| OpenError::Io { action, path, source }
         };
-        for (name, mode) in [("", 0o700), ("blobs", 0o700), ("blobs/sha256", 0o700), ("layers", 0o700), ("images", 0o700), ("tmp", 0o700)] {
+        for (name, mode) in [
+            ("", 0o700),
+            ("blobs", 0o700),
+            ("blobs/sha256", 0o700),
+            ("layers", 0o700),
+            ("images", 0o700),
+            ("tmp", 0o700),
+        ] {
             use std::os::unix::fs::DirBuilderExt;
             let path = root.join(name);
-            std::fs::DirBuilder::new().recursive(true).mode(mode).create(&path).map_err(failed("make directory", &path))?;
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(mode)
+                .create(&path)
+                .map_err(failed("make directory", &path))?;
         }
         let open_dir = |name: &str| {
             let path = root.join(name);
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            fs::open(&path, flags, Mode::empty()).map_err(|errno| OpenError::Io { action: "open", path, source: errno.into() })
+            fs::open(&path, flags, Mode::empty()).map_err(|errno| OpenError::Io {
+                action: "open",
+                path,
+                source: errno.into(),
+            })
         };
         let path = root.join("lock");
-        let lock = File::options().create(true).truncate(false).write(true).open(&path).map_err(failed("open", &path))?;
+        let lock =
+            File::options().create(true).truncate(false).write(true).open(&path).map_err(failed("open", &path))?;
         match fs::flock(&lock, FlockOperation::NonBlockingLockExclusive) {
             Ok(()) => {}
             Err(Errno::WOULDBLOCK) => return Err(OpenError::InUse { root: root.into() }),
@@ -212,7 +228,9 @@ impl ImageStore {
             for blob in config.into_iter().chain([digest]) {
                 let path = inner.blob_path(blob);
                 match std::fs::remove_file(&path) {
-                    Err(source) if source.kind() != io::ErrorKind::NotFound => return Err(RemoveError::Io { path, source }),
+                    Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                        return Err(RemoveError::Io { path, source });
+                    }
                     _ => {}
                 }
             }
@@ -244,7 +262,9 @@ fn load(root: &Path) -> Result<State, OpenError> {
     }
     let path = root.join("tags.json");
     match read(&path) {
-        Ok(bytes) => state.tags = serde_json::from_slice(&bytes).map_err(|source| OpenError::Malformed { path, source })?,
+        Ok(bytes) => {
+            state.tags = serde_json::from_slice(&bytes).map_err(|source| OpenError::Malformed { path, source })?
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(&path)(error)),
     }
@@ -258,7 +278,9 @@ impl Inner {
 
     fn write_tags(&self, tags: &BTreeMap<String, Digest>) -> Result<(), RemoveError> {
         let path = self.root.join("tags.json");
-        let written = serde_json::to_vec_pretty(tags).map_err(io::Error::from).and_then(|bytes| write_atomic(self.tmp.fd(), &self.root, "tags.json", &bytes));
+        let written = serde_json::to_vec_pretty(tags)
+            .map_err(io::Error::from)
+            .and_then(|bytes| write_atomic(self.tmp.fd(), &self.root, "tags.json", &bytes));
         written.map_err(|source| RemoveError::Io { path, source })
     }
 
@@ -346,7 +368,8 @@ impl Inner {
         {
             // Held, so that no pull starts to count on a layer that is about to go.
             let state = locked(&self.state);
-            let needed: BTreeSet<Digest> = state.images.values().flat_map(|record| record.layers.iter().copied()).collect();
+            let needed: BTreeSet<Digest> =
+                state.images.values().flat_map(|record| record.layers.iter().copied()).collect();
             for (name, _) in tree::list(self.layers.as_fd()).map_err(whole)? {
                 let Some(layer) = name.to_str().ok().and_then(|hex| Digest::from_hex(hex).ok()) else { continue };
                 if needed.contains(&layer) || state.pins.contains_key(&layer) {
@@ -355,7 +378,9 @@ impl Inner {
                 let trash = tree::unique_name("removed");
                 match fs::renameat(&self.layers, &name, self.tmp.fd(), trash.as_str()) {
                     Ok(()) => moved.push((layer, trash)),
-                    Err(Errno::BUSY) => return Err(TreeError::Mount { path: self.root.join("layers").join(layer.hex()) }),
+                    Err(Errno::BUSY) => {
+                        return Err(TreeError::Mount { path: self.root.join("layers").join(layer.hex()) });
+                    }
                     Err(errno) => return Err(whole(errno)),
                 }
             }

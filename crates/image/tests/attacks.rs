@@ -7,7 +7,9 @@ use godwit_image::{FetchError, Limits, ManifestError, PullError, PullOptions, Un
 
 #[tokio::test]
 async fn escaping_names() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     for path in ["../evil", "a/../../evil", "/etc/evil", "a/..", ".."] {
         let error = refusal(&[file(path, "x")]).await;
         assert!(matches!(error, E::Escape { .. }), "{path}: {error:?}");
@@ -25,17 +27,25 @@ async fn escaping_names() {
 /// Through a link everything stays inside the root, as it would for a process in the container.
 #[tokio::test]
 async fn writing_through_links() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let outside = tempfile::tempdir().unwrap();
     std::fs::write(outside.path().join("f"), "mine").unwrap();
     let target = outside.path().to_str().unwrap();
     let up = format!("{}{target}", "../".repeat(20));
     let (_f, root) = unpacked(&[
-        symlink("abs", target), file("abs/f", "evil"),
-        symlink("rel", &up), file("rel/g", "evil"), file("rel/.wh.f", ""),
-        symlink("direct", format!("{target}/f")), file("direct", "evil"),
-        symlink("chain", "abs"), file("chain/.wh..wh..opq", ""),
-    ]).await;
+        symlink("abs", target),
+        file("abs/f", "evil"),
+        symlink("rel", &up),
+        file("rel/g", "evil"),
+        file("rel/.wh.f", ""),
+        symlink("direct", format!("{target}/f")),
+        file("direct", "evil"),
+        symlink("chain", "abs"),
+        file("chain/.wh..wh..opq", ""),
+    ])
+    .await;
     assert_eq!(names(outside.path()), ["f"]);
     assert_eq!(std::fs::read(outside.path().join("f")).unwrap(), b"mine");
     let inside = root.join(target.trim_start_matches('/'));
@@ -45,7 +55,9 @@ async fn writing_through_links() {
 
 #[tokio::test]
 async fn hard_links() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let outside = tempfile::tempdir().unwrap();
     std::fs::write(outside.path().join("secret"), "mine").unwrap();
     let target = outside.path().to_str().unwrap();
@@ -67,7 +79,9 @@ async fn hard_links() {
 
 #[tokio::test]
 async fn what_overlayfs_would_misread() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     assert!(matches!(refusal(&[node(3, "x", (0, 0))]).await, E::Unusable { .. }));
     for key in ["trusted.overlay.redirect", "trusted.overlay.opaque", "user.overlay.whiteout"] {
         assert!(matches!(refusal(&[dir("d").xattr(key, "y")]).await, E::Unusable { .. }), "{key}");
@@ -76,7 +90,9 @@ async fn what_overlayfs_would_misread() {
 
 #[tokio::test]
 async fn malformed_archives() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     assert!(matches!(refusal(&[file("f", "x"), file("f/below", "x")]).await, E::NotDirectory { .. }));
     assert!(matches!(refusal(&[symlink("a", "b"), symlink("b", "a"), file("a/x", "x")]).await, E::Io { .. }));
     assert!(matches!(refusal(&[symlink("a", "")]).await, E::Unusable { .. }));
@@ -94,16 +110,24 @@ async fn malformed_archives() {
         assert!(matches!(refusal(&[entry]).await, E::Tar(_)), "{map}");
     }
     let junk = b"this is no archive at all, though long enough to fill a header block".repeat(20);
-    assert!(matches!(refused(from_blob(junk.clone(), &junk, "application/vnd.oci.image.layer.v1.tar")).await, E::Tar(_)));
+    assert!(matches!(
+        refused(from_blob(junk.clone(), &junk, "application/vnd.oci.image.layer.v1.tar")).await,
+        E::Tar(_)
+    ));
     let cut = archive(&[file("f", vec![1; 5000])])[..3000].to_vec();
     assert!(matches!(refused(from_blob(cut.clone(), &cut, "application/vnd.oci.image.layer.v1.tar")).await, E::Tar(_)));
     let broken = gzip(&cut)[..200.min(gzip(&cut).len() - 9)].to_vec();
-    assert!(matches!(refused(from_blob(broken, &cut, "application/vnd.oci.image.layer.v1.tar+gzip")).await, E::Decompress(_)));
+    assert!(matches!(
+        refused(from_blob(broken, &cut, "application/vnd.oci.image.layer.v1.tar+gzip")).await,
+        E::Decompress(_)
+    ));
 }
 
 #[tokio::test]
 async fn wrong_digests_and_sizes() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let honest = layer(&[file("f", vec![5; 100_000])]);
     for compressed in [false, true] {
         let mut base = honest.clone();
@@ -137,7 +161,9 @@ async fn wrong_digests_and_sizes() {
 
 #[tokio::test]
 async fn limits() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let (fixture, mut layout) = (fixture(), Layout::new());
     let zeros = archive(&[file("f", vec![0; 4 << 20])]);
     layout.image("bomb", &[from_blob(gzip(&zeros), &zeros, "application/vnd.oci.image.layer.v1.tar+gzip")]);
@@ -146,7 +172,8 @@ async fn limits() {
     let padded = [archive(&[file("f", "x")]), vec![0; 4 << 20]].concat();
     layout.image("padding", &[from_blob(gzip(&padded), &padded, "application/vnd.oci.image.layer.v1.tar+gzip")]);
     layout.image("entries", &[layer(&(0..11).map(|i| dir(format!("d{i}"))).collect::<Vec<_>>())]);
-    let options = PullOptions { limits: Limits { max_layer_bytes: 1 << 20, max_layer_entries: 10 }, ..Default::default() };
+    let options =
+        PullOptions { limits: Limits { max_layer_bytes: 1 << 20, max_layer_entries: 10 }, ..Default::default() };
     for tag in ["bomb", "hole", "padding"] {
         let error = fixture.ensure(&layout.source(tag), &options).await.unwrap_err();
         assert!(matches!(error, PullError::Unpack { source: E::TooLarge { .. }, .. }), "{tag}: {error:?}");
@@ -160,7 +187,9 @@ async fn limits() {
 /// A deep tree must be removable again without a deep stack or many open files.
 #[tokio::test]
 async fn deep_trees_are_removed() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let mut entries = Vec::new();
     for chunk in 0..20 {
         let deep = "d/".repeat(200);
@@ -179,7 +208,9 @@ async fn deep_trees_are_removed() {
 
 #[tokio::test]
 async fn documents() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     use serde_json::json;
     let fixture = fixture();
     let kind = "application/vnd.oci.image.manifest.v1+json";
@@ -193,7 +224,8 @@ async fn documents() {
     huge["size"] = json!(5 << 20);
     layout.tag("huge", huge);
     let descriptor = json!({"mediaType": "application/vnd.oci.image.layer.v1.tar", "digest": godwit_image::Digest::of(b"").to_string(), "size": 0});
-    let many = layout.put_json(kind, &json!({"schemaVersion": 2, "config": descriptor, "layers": vec![descriptor.clone(); 129]}));
+    let many = layout
+        .put_json(kind, &json!({"schemaVersion": 2, "config": descriptor, "layers": vec![descriptor.clone(); 129]}));
     layout.tag("many", many);
     let old = layout.put_json(kind, &json!({"schemaVersion": 1}));
     layout.tag("old", old);
@@ -205,7 +237,11 @@ async fn documents() {
     let other = layout.manifest(&[], "m68k", json!({}));
     layout.tag("arch", other);
     let damaged = layout.manifest(&[], arch(), json!({"Cmd": ["x"]}));
-    std::fs::write(layout.blob_path(damaged["digest"].as_str().unwrap().parse().unwrap()), vec![b' '; damaged["size"].as_u64().unwrap() as usize]).unwrap();
+    std::fs::write(
+        layout.blob_path(damaged["digest"].as_str().unwrap().parse().unwrap()),
+        vec![b' '; damaged["size"].as_u64().unwrap() as usize],
+    )
+    .unwrap();
     layout.tag("damaged", damaged);
     let gone = layout.put_json(kind, &json!({"schemaVersion": 2, "config": descriptor, "layers": [], "x": 1}));
     std::fs::remove_file(layout.blob_path(gone["digest"].as_str().unwrap().parse().unwrap())).unwrap();

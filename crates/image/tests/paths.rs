@@ -16,9 +16,8 @@ fn path() -> impl Strategy<Value = String> {
         3 => prop::sample::select(vec![".", "", ".wh.a", ".wh..wh..opq"]),
         1 => prop::sample::select(vec!["..", ".wh.."]),
     ];
-    (0..30, prop::collection::vec(part, 1..4)).prop_map(|(absolute, parts)| {
-        format!("{}{}", if absolute == 0 { "/" } else { "" }, parts.join("/"))
-    })
+    (0..30, prop::collection::vec(part, 1..4))
+        .prop_map(|(absolute, parts)| format!("{}{}", if absolute == 0 { "/" } else { "" }, parts.join("/")))
 }
 
 fn target() -> impl Strategy<Value = String> {
@@ -46,7 +45,15 @@ fn snapshot(dir: &Path) -> Vec<String> {
     while let Some(path) = waiting.pop() {
         let meta = fs::symlink_metadata(&path).unwrap();
         let data = if meta.is_file() { fs::read(&path).unwrap() } else { vec![] };
-        seen.push(format!("{path:?} {} {} {} {} {} {:?} {data:?}", meta.ino(), meta.mode(), meta.uid(), meta.nlink(), meta.mtime(), meta.ctime_nsec()));
+        seen.push(format!(
+            "{path:?} {} {} {} {} {} {:?} {data:?}",
+            meta.ino(),
+            meta.mode(),
+            meta.uid(),
+            meta.nlink(),
+            meta.mtime(),
+            meta.ctime_nsec()
+        ));
         if meta.is_dir() {
             waiting.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
         }
@@ -57,7 +64,9 @@ fn snapshot(dir: &Path) -> Vec<String> {
 
 #[test]
 fn nothing_outside_changes() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let outside = tempfile::tempdir().unwrap();
     fs::write(outside.path().join("precious"), "mine").unwrap();
     let before = snapshot(outside.path());

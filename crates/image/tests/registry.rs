@@ -71,20 +71,24 @@ fn registry(tls: bool, auth: bool) -> Option<Registry> {
     let requests = Arc::new((Mutex::new(Vec::new()), Condvar::new()));
     let (log, access) = (child.stderr.take().unwrap(), child.stdout.take().unwrap());
     let seen = Arc::clone(&requests);
-    std::thread::spawn(move || BufReader::new(access).lines().map_while(Result::ok).for_each(|line| {
-        seen.0.lock().unwrap().push(line);
-        seen.1.notify_all();
-    }));
+    std::thread::spawn(move || {
+        BufReader::new(access).lines().map_while(Result::ok).for_each(|line| {
+            seen.0.lock().unwrap().push(line);
+            seen.1.notify_all();
+        })
+    });
     let (send, port) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         for line in BufReader::new(log).lines().map_while(Result::ok) {
             if let Some((_, rest)) = line.split_once("listening on ") {
-                let address: String = rest.chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect();
+                let address: String =
+                    rest.chars().take_while(|c| c.is_ascii_digit() || matches!(c, '.' | ':')).collect();
                 let _ = send.send(address);
             }
         }
     });
-    let mut registry = Registry { child, address: String::new(), requests, dir, ca_pem, creds: auth.then_some("ann:secret") };
+    let mut registry =
+        Registry { child, address: String::new(), requests, dir, ca_pem, creds: auth.then_some("ann:secret") };
     registry.address = port.recv_timeout(Duration::from_secs(20)).expect("docker-registry did not start");
     Some(registry)
 }
@@ -127,7 +131,9 @@ impl Registry {
         let marker = format!("app:marker-{}", self.requests.0.lock().unwrap().len());
         let absent = fixture().ensure(&self.source(&marker), &self.options()).await.unwrap_err();
         assert!(matches!(absent, PullError::Fetch { source: FetchError::NotFound { .. }, .. }), "{}", chain(&absent));
-        let count = |lines: &[String], part: &str| lines.iter().filter(|line| line.contains("\"GET ") && line.contains(part)).count();
+        let count = |lines: &[String], part: &str| {
+            lines.iter().filter(|line| line.contains("\"GET ") && line.contains(part)).count()
+        };
         let marker = marker.replace("app:", "manifests/");
         let missing = |lines: &mut Vec<String>| count(lines, &marker) == 0 || count(lines, part) < least;
         let (lines, log) = &*self.requests;
@@ -221,10 +227,16 @@ async fn refused_logins_and_certificates() {
     assert!(matches!(error, FetchError::LoginNeeded { .. }), "{error:?}");
     // The certificate is nobody's that this host knows.
     let error = get(PullOptions { tls: RegistryTls::default(), ..registry.options() }).await;
-    assert!(matches!(error, FetchError::Transport { .. }) && chain(&error).contains("certificate"), "{}", chain(&error));
+    assert!(
+        matches!(error, FetchError::Transport { .. }) && chain(&error).contains("certificate"),
+        "{}",
+        chain(&error)
+    );
     let error = get(PullOptions { tls: RegistryTls::Insecure, ..registry.options() }).await;
     assert!(chain(&error).contains("HTTP"), "{}", chain(&error));
-    let junk = RegistryTls::Verify { extra_ca_pem: Some(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_vec()) };
+    let junk = RegistryTls::Verify {
+        extra_ca_pem: Some(b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_vec()),
+    };
     let error = get(PullOptions { tls: junk, ..registry.options() }).await;
     assert!(matches!(error, FetchError::Ca(_) | FetchError::Setup { .. }), "{error:?}");
     fixture.assert_clean();
@@ -237,10 +249,13 @@ async fn concurrent_pulls_download_a_layer_once() {
     registry.push(&layout, "1", "app:1");
     registry.push(&layout, "1", "mirror/app:1");
     let fixture = fixture();
-    let pulls: Vec<_> = ["app:1", "app:1", "app:1", "mirror/app:1"].into_iter().map(|name| {
-        let (store, source, options) = (fixture.store.clone(), registry.source(name), registry.options());
-        tokio::spawn(async move { store.ensure(&source, &options, &godwit_image::NoProgress).await.unwrap() })
-    }).collect();
+    let pulls: Vec<_> = ["app:1", "app:1", "app:1", "mirror/app:1"]
+        .into_iter()
+        .map(|name| {
+            let (store, source, options) = (fixture.store.clone(), registry.source(name), registry.options());
+            tokio::spawn(async move { store.ensure(&source, &options, &godwit_image::NoProgress).await.unwrap() })
+        })
+        .collect();
     let images = futures_util::future::join_all(pulls).await;
     assert!(images.iter().all(|image| image.as_ref().unwrap().digest == images[0].as_ref().unwrap().digest));
     for layer in &layers {
@@ -261,13 +276,19 @@ async fn a_registry_whose_blob_changed() {
     std::fs::write(&data, bytes).unwrap();
     let fixture = fixture();
     let error = fixture.ensure(&registry.source("app:1"), &registry.options()).await.unwrap_err();
-    assert!(matches!(&error, PullError::Unpack { layer, source: godwit_image::UnpackError::BlobDigest { .. }, .. } if *layer == layers[0].digest), "{}", chain(&error));
+    assert!(
+        matches!(&error, PullError::Unpack { layer, source: godwit_image::UnpackError::BlobDigest { .. }, .. } if *layer == layers[0].digest),
+        "{}",
+        chain(&error)
+    );
     fixture.assert_clean();
 }
 
 #[tokio::test]
 async fn nobody_listens() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let fixture = fixture();
     let options = PullOptions { tls: RegistryTls::Insecure, ..Default::default() };

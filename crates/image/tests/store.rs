@@ -3,7 +3,9 @@
 
 mod common;
 use common::*;
-use godwit_image::{Digest, ImageStore, ManifestError, OpenError, Progress, ProgressSink, PullError, PullOptions, RemoveError};
+use godwit_image::{
+    Digest, ImageStore, ManifestError, OpenError, Progress, ProgressSink, PullError, PullOptions, RemoveError,
+};
 use serde_json::json;
 use std::process::Command;
 use std::sync::Mutex;
@@ -19,13 +21,20 @@ impl ProgressSink for Seen {
 
 impl Seen {
     fn done(&self, reused: bool) -> usize {
-        self.0.lock().unwrap().iter().filter(|p| matches!(p, Progress::LayerDone { reused: r, .. } if *r == reused)).count()
+        self.0
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|p| matches!(p, Progress::LayerDone { reused: r, .. } if *r == reused))
+            .count()
     }
 }
 
 #[tokio::test]
 async fn configuration_arrives() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let (fixture, mut layout) = (fixture(), Layout::new());
     let run = json!({"Entrypoint": ["/init"], "Cmd": ["a"], "Env": ["A=1"], "WorkingDir": "/w", "User": "7:8",
         "ExposedPorts": {"80/tcp": {}}, "Volumes": {"/data": {}}, "StopSignal": "SIGQUIT", "Labels": {"k": "v"}});
@@ -36,7 +45,10 @@ async fn configuration_arrives() {
     assert_eq!(image.digest.to_string(), manifest["digest"].as_str().unwrap());
     assert_eq!(image.reference, layout.source("1").to_string());
     let config = &image.config;
-    assert_eq!((config.entrypoint.join(" "), config.cmd.join(" "), config.env.join(" ")), ("/init".into(), "a".into(), "A=1".into()));
+    assert_eq!(
+        (config.entrypoint.join(" "), config.cmd.join(" "), config.env.join(" ")),
+        ("/init".into(), "a".into(), "A=1".into())
+    );
     assert_eq!((config.working_dir.as_str(), config.user.as_str()), ("/w", "7:8"));
     assert_eq!((config.exposed_ports.join(" "), config.volumes.join(" ")), ("80/tcp".into(), "/data".into()));
     assert_eq!((config.stop_signal.as_deref(), config.labels["k"].as_str()), (Some("SIGQUIT"), "v"));
@@ -56,7 +68,9 @@ async fn configuration_arrives() {
 
 #[tokio::test]
 async fn layers_are_shared_and_unpacked_once() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let (fixture, mut layout) = (fixture(), Layout::new());
     let base = layer(&[file("base", vec![1; 3_000_000])]);
     let tags: Vec<String> = (0..8).map(|i| format!("t{i}")).collect();
@@ -96,7 +110,9 @@ async fn layers_are_shared_and_unpacked_once() {
 
 #[tokio::test]
 async fn leftovers_of_a_crash() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let (fixture, mut layout) = (fixture(), Layout::new());
     layout.image("t", &[layer(&[file("f", "x")])]);
     let image = fixture.ensure(&layout.source("t"), &PullOptions::default()).await.unwrap();
@@ -130,13 +146,20 @@ async fn leftovers_of_a_crash() {
 /// Nothing is deleted through a mount, even one of the same file system.
 #[test]
 fn mounts_are_not_crossed() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     const INNER: &str = "GODWIT_TEST_INSIDE_MOUNT_NAMESPACE";
     if std::env::var_os(INNER).is_none() {
         // Again, in a mount namespace of its own, so that the mounts end with the test.
         let me = std::env::current_exe().unwrap();
-        let out = Command::new("unshare").args(["--mount", "--propagation", "private"]).arg(me)
-            .args(["--exact", "mounts_are_not_crossed", "--nocapture"]).env(INNER, "1").output().unwrap();
+        let out = Command::new("unshare")
+            .args(["--mount", "--propagation", "private"])
+            .arg(me)
+            .args(["--exact", "mounts_are_not_crossed", "--nocapture"])
+            .env(INNER, "1")
+            .output()
+            .unwrap();
         let told = String::from_utf8_lossy(&out.stdout);
         assert!(out.status.success() && told.contains("1 passed"), "{told}{}", String::from_utf8_lossy(&out.stderr));
         return;
@@ -157,7 +180,11 @@ fn mounts_are_not_crossed() {
     assert_eq!(std::fs::read(precious.join("f")).unwrap(), b"mine");
     drop(store);
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let mut mine: Vec<&str> = mounts.lines().filter_map(|line| line.split(' ').nth(4)).filter(|at| at.starts_with(root.to_str().unwrap())).collect();
+    let mut mine: Vec<&str> = mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .filter(|at| at.starts_with(root.to_str().unwrap()))
+        .collect();
     assert_eq!(mine.len(), 3);
     mine.reverse();
     for at in mine {
@@ -170,7 +197,9 @@ fn mounts_are_not_crossed() {
 
 #[tokio::test]
 async fn platforms_and_tags() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let (fixture, mut layout) = (fixture(), Layout::new());
     let mut ours = layout.manifest(&[layer(&[file("ours", "")])], arch(), json!({}));
     let mut theirs = layout.manifest(&[layer(&[file("theirs", "")])], "s390x", json!({}));
@@ -188,7 +217,10 @@ async fn platforms_and_tags() {
     assert!(chain(&error).contains("it is for: linux/s390x"), "{}", chain(&error));
     let untagged = format!("oci:{}", layout.dir.path().display()).parse().unwrap();
     let error = fixture.ensure(&untagged, &PullOptions::default()).await.unwrap_err();
-    assert!(matches!(&error, PullError::Manifest { source: ManifestError::Ambiguous { offered }, .. } if offered == "nested, theirs"), "{error:?}");
+    assert!(
+        matches!(&error, PullError::Manifest { source: ManifestError::Ambiguous { offered }, .. } if offered == "nested, theirs"),
+        "{error:?}"
+    );
 
     // A tag that moves takes the name along; the old image stays until it is removed.
     layout.image("moving", &[layer(&[file("1", "")])]);
@@ -206,11 +238,15 @@ async fn platforms_and_tags() {
 
 #[tokio::test]
 async fn layouts_in_archives() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let (fixture, mut layout) = (fixture(), Layout::new());
     layout.image("t", &[layer(&[file("f", "from an archive")])]);
     let tar = fixture.dir.path().join("layout.tar");
-    assert!(Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(layout.dir.path()).arg(".").status().unwrap().success());
+    assert!(
+        Command::new("tar").arg("-cf").arg(&tar).arg("-C").arg(layout.dir.path()).arg(".").status().unwrap().success()
+    );
     for tag in [":t", ""] {
         let source = format!("oci:{}{tag}", tar.display()).parse().unwrap();
         let image = fixture.ensure(&source, &PullOptions::default()).await.unwrap();
@@ -219,7 +255,10 @@ async fn layouts_in_archives() {
     for (name, content) in [("junk.tar", &b"junk"[..]), ("empty.tar", b"")] {
         let path = fixture.dir.path().join(name);
         std::fs::write(&path, content).unwrap();
-        let error = fixture.ensure(&format!("oci:{}", path.display()).parse().unwrap(), &PullOptions::default()).await.unwrap_err();
+        let error = fixture
+            .ensure(&format!("oci:{}", path.display()).parse().unwrap(), &PullOptions::default())
+            .await
+            .unwrap_err();
         assert!(chain(&error).contains(name), "{}", chain(&error));
     }
     let error = fixture.ensure(&"oci:/nowhere/at/all:1".parse().unwrap(), &PullOptions::default()).await.unwrap_err();
@@ -229,7 +268,9 @@ async fn layouts_in_archives() {
 /// One damaged layer among good ones: no record, no unfinished file, and the next try works.
 #[tokio::test]
 async fn a_failed_pull_leaves_nothing_unfinished() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let (fixture, mut layout) = (fixture(), Layout::new());
     let layers: Vec<Layer> = (0..6).map(|i| layer(&[file(format!("f{i}"), vec![i; 2_000_000])])).collect();
     layout.image("t", &layers);
@@ -247,7 +288,9 @@ async fn a_failed_pull_leaves_nothing_unfinished() {
 
 #[tokio::test]
 async fn layers_without_effect_are_left_out() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let twice = layer(&[file("a", "1")]);
     let (_f, image) = pull(&[twice.clone(), layer(&[file("b", "2")]), twice.clone()]).await;
     let layers = image.unwrap().layers;

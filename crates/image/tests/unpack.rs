@@ -24,7 +24,9 @@ fn is_opaque(path: &Path) -> bool {
 
 #[tokio::test]
 async fn files_with_owner_mode_time() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let (_f, root) = unpacked(&[
         dir("./").mode(0o755).mtime(5),
         dir("d/").mode(0o1777).owner(7, 8).mtime(1234),
@@ -32,7 +34,8 @@ async fn files_with_owner_mode_time() {
         file("d/suid", "x").mode(0o6755).owner(3, 4),
         file("d/fine", "x").pax("mtime", "1350244992.023960108"),
         file("big-uid", "x").pax("uid", "4000000000").pax("gid", "4000000001"),
-    ]).await;
+    ])
+    .await;
     let meta = |p: &str| fs::symlink_metadata(root.join(p)).unwrap();
     let plain = meta("d/plain");
     assert_eq!((plain.uid(), plain.gid(), plain.mode() & 0o7777, plain.mtime()), (1000, 1001, 0o640, 77));
@@ -47,7 +50,9 @@ async fn files_with_owner_mode_time() {
 
 #[tokio::test]
 async fn links() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let long = "t/".repeat(80) + "end";
     let (_f, root) = unpacked(&[
         file("a", "data"),
@@ -57,7 +62,8 @@ async fn links() {
         symlink("s", "/nowhere/at/all").owner(9, 9),
         hardlink("s2", "s"),
         symlink("long", &long),
-    ]).await;
+    ])
+    .await;
     let inode = |p: &str| fs::symlink_metadata(root.join(p)).unwrap().ino();
     assert_eq!(inode("a"), inode("b"));
     assert_eq!(inode("a"), inode("c/d"));
@@ -70,12 +76,15 @@ async fn links() {
 
 #[tokio::test]
 async fn devices_and_fifos() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let (_f, root) = unpacked(&[
         node(3, "dev/null", (1, 3)),
         node(4, "dev/sda", (8, 17)).mode(0o660).owner(0, 6),
         node(6, "dev/pipe", (0, 0)).mtime(9),
-    ]).await;
+    ])
+    .await;
     let null = fs::symlink_metadata(root.join("dev/null")).unwrap();
     assert!(null.file_type().is_char_device());
     assert_eq!((null.rdev(), null.mode() & 0o7777), (rustix::fs::makedev(1, 3), 0o666));
@@ -89,7 +98,9 @@ async fn devices_and_fifos() {
 
 #[tokio::test]
 async fn extended_attributes() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     // VFS_CAP_REVISION_2 with cap_net_bind_service, effective (linux/capability.h).
     let mut capability = vec![1, 0, 0, 2, 0, 4, 0, 0];
     capability.resize(20, 0);
@@ -98,7 +109,8 @@ async fn extended_attributes() {
         file("f", "x").xattr("user.bin", b"a\nb=c\n\0d").xattr("security.selinux", "label").xattr("trusted.other", "x"),
         dir("d").xattr("user.k", "v"),
         symlink("l", "f"),
-    ]).await;
+    ])
+    .await;
     assert_eq!(xattr(&root.join("ping"), "security.capability"), Some(capability));
     assert_eq!(xattr(&root.join("f"), "user.bin"), Some(b"a\nb=c\n\0d".to_vec()));
     assert_eq!(xattr(&root.join("d"), "user.k"), Some(b"v".to_vec()));
@@ -107,7 +119,9 @@ async fn extended_attributes() {
 
 #[tokio::test]
 async fn deletions() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let (_f, root) = unpacked(&[
         file("etc/.wh.gone", ""),
         file("etc/.wh.kept", ""),
@@ -124,7 +138,8 @@ async fn deletions() {
         file("fresh/.wh..wh..opq", ""),
         file(".wh..wh.plnk/1.2", "aufs"),
         file(".wh..wh.aufs", "aufs"),
-    ]).await;
+    ])
+    .await;
     assert!(is_whiteout(&root.join("etc/gone")));
     assert_eq!(fs::read(root.join("etc/kept")).unwrap(), b"new");
     assert_eq!(fs::read(root.join("etc/again")).unwrap(), b"new");
@@ -137,7 +152,9 @@ async fn deletions() {
 
 #[tokio::test]
 async fn layers_merge_under_overlayfs() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let low = layer(&[file("etc/a", "1"), file("etc/b", "1"), dir("gone"), file("gone/x", "1"), file("opq/old", "1")]);
     let mid = layer(&[file("etc/.wh.a", ""), file(".wh.gone", ""), file("opq/.wh..wh..opq", ""), file("opq/new", "2")]);
     let top = layer(&[file("etc/c", "3")]);
@@ -152,22 +169,38 @@ async fn layers_merge_under_overlayfs() {
     // In a mount namespace of its own the mount cannot outlive this test.
     let script = "mount -t overlay overlay -o \"$1\" \"$2\" && cd \"$2\" && find . -mindepth 1 | sort";
     let out = std::process::Command::new("unshare")
-        .args(["--mount", "sh", "-c", script, "sh", &options]).arg(&merged).output().unwrap();
+        .args(["--mount", "sh", "-c", script, "sh", &options])
+        .arg(&merged)
+        .output()
+        .unwrap();
     assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
     assert_eq!(String::from_utf8_lossy(&out.stdout), "./etc\n./etc/b\n./etc/c\n./opq\n./opq/new\n");
 }
 
 #[tokio::test]
 async fn replacing() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let (_f, root) = unpacked(&[
-        dir("d"), file("d/x", "1"), symlink("d", "elsewhere"),
-        symlink("l", "target"), dir("l"), file("l/y", "2"),
-        file("f", "old"), file("f", "new"),
-        dir("df"), file("df/z", "1"), file("df", "file"),
-        file("fd", "file"), dir("fd"),
-        dir("kept").mode(0o700), file("kept/a", "1"), dir("kept").mode(0o711),
-    ]).await;
+        dir("d"),
+        file("d/x", "1"),
+        symlink("d", "elsewhere"),
+        symlink("l", "target"),
+        dir("l"),
+        file("l/y", "2"),
+        file("f", "old"),
+        file("f", "new"),
+        dir("df"),
+        file("df/z", "1"),
+        file("df", "file"),
+        file("fd", "file"),
+        dir("fd"),
+        dir("kept").mode(0o700),
+        file("kept/a", "1"),
+        dir("kept").mode(0o711),
+    ])
+    .await;
     assert_eq!(fs::read_link(root.join("d")).unwrap(), Path::new("elsewhere"));
     assert_eq!(fs::read(root.join("l/y")).unwrap(), b"2");
     assert!(fs::symlink_metadata(root.join("l")).unwrap().is_dir());
@@ -180,15 +213,25 @@ async fn replacing() {
 
 #[tokio::test]
 async fn implicit_parents_and_directory_links() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let (_f, root) = unpacked(&[
         file("made/up/f", "1").owner(5, 5),
-        dir("usr/lib"), symlink("lib", "usr/lib"), file("lib/so", "2"),
-        symlink("abs", "/usr/lib/deep"), file("abs/so", "3"),
-        symlink("up", "usr/../new/place"), file("up/f", "4"),
-        dir("x"), symlink("x/back", "../usr"), file("x/back/f", "5"),
-        dir("sg").mode(0o2775).owner(0, 50), file("sg/sub/f", "6"),
-    ]).await;
+        dir("usr/lib"),
+        symlink("lib", "usr/lib"),
+        file("lib/so", "2"),
+        symlink("abs", "/usr/lib/deep"),
+        file("abs/so", "3"),
+        symlink("up", "usr/../new/place"),
+        file("up/f", "4"),
+        dir("x"),
+        symlink("x/back", "../usr"),
+        file("x/back/f", "5"),
+        dir("sg").mode(0o2775).owner(0, 50),
+        file("sg/sub/f", "6"),
+    ])
+    .await;
     let read = |p: &str| fs::read_to_string(root.join(p)).unwrap();
     let made = fs::metadata(root.join("made/up")).unwrap();
     assert_eq!((made.uid(), made.gid(), made.mode() & 0o7777), (0, 0, 0o755));
@@ -202,7 +245,9 @@ async fn implicit_parents_and_directory_links() {
 
 #[tokio::test]
 async fn long_names() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let deep = format!("{}/file", vec!["directory-with-a-long-name"; 40].join("/"));
     let mut gnu = tar::Builder::new(Vec::new());
     let mut header = tar::Header::new_gnu();
@@ -211,7 +256,14 @@ async fn long_names() {
     let gnu_name = format!("gnu/{}", "n".repeat(200));
     gnu.append_data(&mut header, &gnu_name, &b"gnu"[..]).unwrap();
     let gnu = gnu.into_inner().unwrap();
-    let both = [archive(&[file(&deep, "deep"), hardlink("link", &deep)]).split_at(archive(&[file(&deep, "deep"), hardlink("link", &deep)]).len() - 1024).0.to_vec(), gnu].concat();
+    let both = [
+        archive(&[file(&deep, "deep"), hardlink("link", &deep)])
+            .split_at(archive(&[file(&deep, "deep"), hardlink("link", &deep)]).len() - 1024)
+            .0
+            .to_vec(),
+        gnu,
+    ]
+    .concat();
     let (_f, image) = pull(&[from_blob(both.clone(), &both, "application/vnd.oci.image.layer.v1.tar")]).await;
     let root = image.unwrap().layers[0].clone();
     assert_eq!(fs::read(root.join(&deep)).unwrap(), b"deep");
@@ -222,7 +274,9 @@ async fn long_names() {
 /// Sparse files as GNU tar itself writes them, in all of its formats.
 #[tokio::test]
 async fn sparse() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     use std::os::unix::fs::FileExt;
     let dir = tempfile::tempdir().unwrap();
     let size = 3 << 20;
@@ -234,11 +288,24 @@ async fn sparse() {
     }
     sparse.sync_all().unwrap();
     let want = fs::read(dir.path().join("sparse")).unwrap();
-    for format in [&["--format=gnu"][..], &["--format=pax", "--sparse-version=0.0"], &["--format=pax", "--sparse-version=0.1"], &["--format=pax", "--sparse-version=1.0"]] {
-        let out = std::process::Command::new("tar").arg("-cS").args(format).arg("-C").arg(dir.path()).args(["-f", "-", "sparse"]).output().unwrap();
+    for format in [
+        &["--format=gnu"][..],
+        &["--format=pax", "--sparse-version=0.0"],
+        &["--format=pax", "--sparse-version=0.1"],
+        &["--format=pax", "--sparse-version=1.0"],
+    ] {
+        let out = std::process::Command::new("tar")
+            .arg("-cS")
+            .args(format)
+            .arg("-C")
+            .arg(dir.path())
+            .args(["-f", "-", "sparse"])
+            .output()
+            .unwrap();
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         assert!(out.stdout.len() < size as usize / 2, "{format:?}: tar kept the holes");
-        let (_f, image) = pull(&[from_blob(out.stdout.clone(), &out.stdout, "application/vnd.oci.image.layer.v1.tar")]).await;
+        let (_f, image) =
+            pull(&[from_blob(out.stdout.clone(), &out.stdout, "application/vnd.oci.image.layer.v1.tar")]).await;
         let path = image.unwrap_or_else(|e| panic!("{format:?}: {}", chain(&e))).layers[0].join("sparse");
         assert!(fs::read(&path).unwrap() == want, "{format:?}");
         assert!(fs::metadata(&path).unwrap().blocks() * 512 < size / 2, "{format:?}: holes were filled");
@@ -247,7 +314,9 @@ async fn sparse() {
 
 #[tokio::test]
 async fn compressions() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let tar = archive(&[file("f", vec![7; 300_000])]);
     let halves = tar.split_at(1000);
     let blobs = [
@@ -267,7 +336,9 @@ async fn compressions() {
 
 #[tokio::test]
 async fn empty_layers() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let (_f, root) = unpacked(&[]).await;
     assert!(names(&root).is_empty());
     assert_eq!(fs::metadata(&root).unwrap().mode() & 0o7777, 0o755);

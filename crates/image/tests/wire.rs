@@ -19,7 +19,11 @@ struct Request {
 type Answer = Vec<u8>;
 
 fn answer(status: &str, headers: &str, body: &[u8]) -> Answer {
-    [format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n", body.len()).as_bytes(), body].concat()
+    [
+        format!("HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n{headers}\r\n", body.len()).as_bytes(),
+        body,
+    ]
+    .concat()
 }
 
 /// Serves one connection after another until the test ends.
@@ -37,7 +41,12 @@ async fn serve(handler: impl Fn(&Request) -> Answer + Send + 'static) -> String 
             }
             let head = String::from_utf8(head).unwrap();
             let Some(path) = head.split(' ').nth(1) else { continue };
-            let headers = head.lines().skip(1).filter_map(|line| line.split_once(": ")).map(|(k, v)| (k.to_lowercase(), v.into())).collect();
+            let headers = head
+                .lines()
+                .skip(1)
+                .filter_map(|line| line.split_once(": "))
+                .map(|(k, v)| (k.to_lowercase(), v.into()))
+                .collect();
             let answer = handler(&Request { path: path.into(), headers });
             let _ = stream.write_all(&answer).await;
             let _ = stream.shutdown().await;
@@ -58,8 +67,14 @@ fn source(address: &str) -> ImageSource {
 fn documents(layers: &[Layer]) -> HashMap<String, Vec<u8>> {
     let layout = Layout::new();
     let manifest = layout.manifest(layers, arch(), serde_json::json!({}));
-    let mut all: HashMap<String, Vec<u8>> = names(&layout.dir.path().join("blobs/sha256")).into_iter()
-        .map(|hex| (format!("/v2/app/blobs/sha256:{hex}"), std::fs::read(layout.dir.path().join("blobs/sha256").join(hex)).unwrap()))
+    let mut all: HashMap<String, Vec<u8>> = names(&layout.dir.path().join("blobs/sha256"))
+        .into_iter()
+        .map(|hex| {
+            (
+                format!("/v2/app/blobs/sha256:{hex}"),
+                std::fs::read(layout.dir.path().join("blobs/sha256").join(hex)).unwrap(),
+            )
+        })
         .collect();
     let digest: Digest = manifest["digest"].as_str().unwrap().parse().unwrap();
     all.insert("/v2/app/manifests/1".into(), std::fs::read(layout.blob_path(digest)).unwrap());
@@ -79,7 +94,9 @@ fn noise(bytes: u32) -> Vec<u8> {
 
 #[tokio::test]
 async fn bearer_tokens() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     for (password, works) in [("secret", true), ("guess", false)] {
         let documents = documents(&[layer(&[file("f", "x")])]);
         let tokens = Arc::new(Mutex::new(Vec::new()));
@@ -97,12 +114,15 @@ async fn bearer_tokens() {
             if request.headers.get("authorization").map(String::as_str) == Some("Bearer abc") {
                 return found(&documents, &request.path);
             }
-            let challenge = format!("WWW-Authenticate: Bearer realm=\"http://{}/token\",service=\"reg\"\r\n", me.lock().unwrap());
+            let challenge =
+                format!("WWW-Authenticate: Bearer realm=\"http://{}/token\",service=\"reg\"\r\n", me.lock().unwrap());
             answer("401 Unauthorized", &challenge, b"")
-        }).await;
+        })
+        .await;
         *here.lock().unwrap() = address.clone();
         let fixture = fixture();
-        let options = PullOptions { auth: RegistryAuth::Basic { user: "ann".into(), password: password.into() }, ..plain() };
+        let options =
+            PullOptions { auth: RegistryAuth::Basic { user: "ann".into(), password: password.into() }, ..plain() };
         match fixture.ensure(&source(&address), &options).await {
             Ok(image) => assert!(works && image.layers[0].join("f").exists()),
             Err(PullError::Fetch { source: FetchError::WrongPassword { .. }, .. }) => assert!(!works),
@@ -115,7 +135,9 @@ async fn bearer_tokens() {
 /// The connection breaks three times; each time the pull goes on where it was.
 #[tokio::test]
 async fn broken_connections_are_resumed() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     for ranges in [true, false] {
         let tar = archive(&[file("noise", noise(900_000))]);
         let big = layer(&[file("noise", noise(900_000))]);
@@ -127,7 +149,10 @@ async fn broken_connections_are_resumed() {
             if request.path != path {
                 return found(&documents, &request.path);
             }
-            let asked = request.headers.get("range").map_or(0, |range| range.trim_start_matches("bytes=").trim_end_matches('-').parse::<usize>().unwrap());
+            let asked = request
+                .headers
+                .get("range")
+                .map_or(0, |range| range.trim_start_matches("bytes=").trim_end_matches('-').parse::<usize>().unwrap());
             let mut starts = seen.lock().unwrap();
             starts.push(asked);
             let from = if ranges { asked } else { 0 };
@@ -139,7 +164,8 @@ async fn broken_connections_are_resumed() {
                 whole.truncate(headers + (starts.len() * 200_000).min(big.blob.len() - from));
             }
             whole
-        }).await;
+        })
+        .await;
         let fixture = fixture();
         let image = fixture.ensure(&source(&address), &plain()).await.unwrap_or_else(|e| panic!("{}", chain(&e)));
         assert_eq!(std::fs::read(image.layers[0].join("noise")).unwrap(), noise(900_000));
@@ -152,7 +178,9 @@ async fn broken_connections_are_resumed() {
 
 #[tokio::test]
 async fn a_connection_that_stays_broken() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let big = layer(&[file("noise", noise(900_000))]);
     let documents = documents(std::slice::from_ref(&big));
     let path = format!("/v2/app/blobs/{}", big.digest);
@@ -164,7 +192,8 @@ async fn a_connection_that_stays_broken() {
         }
         *count.lock().unwrap() += 1;
         answer("200 OK", "", &big.blob)[..1000].to_vec()
-    }).await;
+    })
+    .await;
     let fixture = fixture();
     let error = fixture.ensure(&source(&address), &plain()).await.unwrap_err();
     assert!(matches!(error, PullError::Unpack { source: UnpackError::Fetch(_), .. }), "{}", chain(&error));
@@ -175,12 +204,15 @@ async fn a_connection_that_stays_broken() {
 
 #[tokio::test]
 async fn endless_and_lying_answers() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let endless = serve(|_| {
         let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n".to_owned();
         let chunk = format!("{:x}\r\n{}\r\n", 1 << 20, " ".repeat(1 << 20));
         (head + &chunk.repeat(6)).into_bytes()
-    }).await;
+    })
+    .await;
     let fixture = fixture();
     let error = fixture.ensure(&source(&endless), &plain()).await.unwrap_err();
     assert!(matches!(error, PullError::Fetch { source: FetchError::TooLong { .. }, .. }), "{}", chain(&error));
@@ -190,13 +222,16 @@ async fn endless_and_lying_answers() {
     let lying = serve(move |request| match request.path.starts_with("/v2/app/manifests/") {
         true => found(&documents, "/v2/app/manifests/1"),
         false => found(&documents, &request.path),
-    }).await;
+    })
+    .await;
     let pinned = format!("{lying}/app@{}", Digest::of(b"wanted")).parse().unwrap();
     let error = fixture.ensure(&pinned, &plain()).await.unwrap_err();
     assert!(matches!(error, PullError::Fetch { source: FetchError::Digest { .. }, .. }), "{}", chain(&error));
     fixture.ensure(&source(&lying), &plain()).await.unwrap();
 
-    for (status, text) in [("403 Forbidden", "does not allow"), ("500 Oops", "status 500"), ("401 Unauthorized", "authentication")] {
+    for (status, text) in
+        [("403 Forbidden", "does not allow"), ("500 Oops", "status 500"), ("401 Unauthorized", "authentication")]
+    {
         let address = serve(move |_| answer(status, "", b"{\"errors\":[]}")).await;
         let error = fixture.ensure(&source(&address), &plain()).await.unwrap_err();
         assert!(chain(&error).contains(text), "{}", chain(&error));
@@ -207,7 +242,9 @@ async fn endless_and_lying_answers() {
 /// Dropping the future stops the pull and removes what it had unpacked, and the next one works.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dropped_pull_cleans_up() {
-    if not_root() { return }
+    if not_root() {
+        return;
+    }
     let big = layer(&[file("noise", noise(900_000))]);
     let all = documents(std::slice::from_ref(&big));
     let path = format!("/v2/app/blobs/{}", big.digest);

@@ -162,7 +162,11 @@ fn limit(hierarchy: &Hierarchy, directory: &Path, spec: &LabSpec) -> Result<(), 
 }
 
 fn write(path: &Path, value: &str) -> Result<(), CgroupError> {
-    fs::write(path, value).map_err(|source| CgroupError::Write { path: path.to_owned(), value: value.to_owned(), source })
+    fs::write(path, value).map_err(|source| CgroupError::Write {
+        path: path.to_owned(),
+        value: value.to_owned(),
+        source,
+    })
 }
 
 /// The `cgroup.procs` files through which a process joins `path` in every hierarchy.
@@ -184,7 +188,9 @@ pub(crate) fn directories(paths: &LabPaths) -> Vec<(Hierarchy, PathBuf)> {
 
 fn collect(hierarchy: &Hierarchy, directory: PathBuf, depth: usize, all: &mut Vec<(Hierarchy, PathBuf)>) {
     let children: Vec<PathBuf> = fs::read_dir(&directory)
-        .map(|entries| entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect())
+        .map(|entries| {
+            entries.flatten().filter(|e| e.file_type().is_ok_and(|t| t.is_dir())).map(|e| e.path()).collect()
+        })
         .unwrap_or_default();
     all.push((hierarchy.clone(), directory));
     if depth < MAX_DEPTH {
@@ -198,7 +204,13 @@ fn collect(hierarchy: &Hierarchy, directory: PathBuf, depth: usize, all: &mut Ve
 pub(crate) fn processes(paths: &LabPaths) -> Vec<u32> {
     let mut pids: Vec<u32> = directories(paths)
         .iter()
-        .flat_map(|(_, directory)| fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default().lines().filter_map(|l| l.parse().ok()).collect::<Vec<u32>>())
+        .flat_map(|(_, directory)| {
+            fs::read_to_string(directory.join("cgroup.procs"))
+                .unwrap_or_default()
+                .lines()
+                .filter_map(|l| l.parse().ok())
+                .collect::<Vec<u32>>()
+        })
         .collect();
     pids.sort_unstable();
     pids.dedup();

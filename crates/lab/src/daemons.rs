@@ -81,7 +81,13 @@ pub(crate) fn arguments(paths: &LabPaths, spec: &LabSpec, node: Node) -> Option<
 /// The shell joins the cgroups before anything else runs, nsenter(1) then changes the namespaces;
 /// both end in `exec`, so the process started is the program itself. A daemon gets a session of its
 /// own and loses its standard input once it is in the cgroups.
-pub(crate) fn command_on(paths: &LabPaths, node: Node, cgroup: &str, daemon: bool, argv: &[String]) -> Result<Command, CgroupError> {
+pub(crate) fn command_on(
+    paths: &LabPaths,
+    node: Node,
+    cgroup: &str,
+    daemon: bool,
+    argv: &[String],
+) -> Result<Command, CgroupError> {
     const JOIN: &str = r#"while [ "$1" != -- ]; do echo 0 >"$1" || exit 125; shift; done; shift; "#;
     let script = format!("{JOIN}{}", if daemon { r#"exec setsid "$@" </dev/null"# } else { r#"exec "$@""# });
     let mut command = Command::new("/bin/sh");

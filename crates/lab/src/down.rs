@@ -81,7 +81,8 @@ fn mounts_left(paths: &LabPaths) -> Vec<String> {
         }
         let place = if namespace == own { String::new() } else { format!(" in the mount namespace of process {pid}") };
         for mount in mounts::parse(&fs::read(format!("/proc/{pid}/mountinfo")).unwrap_or_default()) {
-            let ours = mount.target.starts_with(&run) || mount.target.starts_with(&state) || mount.root.starts_with(&state);
+            let ours =
+                mount.target.starts_with(&run) || mount.target.starts_with(&state) || mount.root.starts_with(&state);
             if ours {
                 left.push(format!("mount {} ({}){place}", mount.target.display(), mount.root.display()));
             }

@@ -236,7 +236,10 @@ impl Lab {
             daemons::reap(&self.paths, node);
             Ok(())
         } else {
-            Err(wrong(io::Error::new(io::ErrorKind::TimedOut, format!("still there {KILL_TIMEOUT_MS} ms after SIGKILL"))))
+            Err(wrong(io::Error::new(
+                io::ErrorKind::TimedOut,
+                format!("still there {KILL_TIMEOUT_MS} ms after SIGKILL"),
+            )))
         }
     }
 
@@ -378,7 +381,8 @@ fn make_directory(path: &Path) -> Result<(), UpError> {
 fn mount_tmpfs(path: &Path) -> Result<(), UpError> {
     use rustix::mount::{MountFlags, MountPropagationFlags, mount, mount_change};
     let wrong = |source: rustix::io::Errno| UpError::Tmpfs { path: path.to_owned(), source: source.into() };
-    mount("tmpfs", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755,size=64m")).map_err(wrong)?;
+    mount("tmpfs", path, "tmpfs", MountFlags::NOSUID | MountFlags::NODEV, Some(c"mode=0755,size=64m"))
+        .map_err(wrong)?;
     // A mount namespace can be pinned only where that cannot spread to other mount namespaces.
     mount_change(path, MountPropagationFlags::PRIVATE).map_err(wrong)
 }

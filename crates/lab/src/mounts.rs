@@ -121,7 +121,8 @@ mod tests {
 
     #[test]
     fn reads_mountinfo_lines() {
-        let text = b"36 35 98:0 /mnt1 /mnt\\0402\\134x rw,noatime master:1 shared:2 - ext3 /dev/root rw,errors=continue\n\
+        let text =
+            b"36 35 98:0 /mnt1 /mnt\\0402\\134x rw,noatime master:1 shared:2 - ext3 /dev/root rw,errors=continue\n\
                      90 36 0:4 net:[4026532] /run/a.net rw - nsfs nsfs rw\nrubbish\n";
         let mounts = parse(text);
         assert_eq!(mounts.len(), 2);

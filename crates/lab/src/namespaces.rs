@@ -17,7 +17,8 @@ use std::sync::mpsc;
 
 use nix::sched::{CloneFlags, setns, unshare};
 use rustix::mount::{
-    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change, mount_move, unmount,
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_bind_recursive, mount_change, mount_move,
+    unmount,
 };
 
 use crate::mounts;
@@ -120,7 +121,8 @@ fn set_up_mounts(paths: &LabPaths, node: Node) -> Result<(), NamespaceError> {
         Ok(())
     };
     make_run().map_err(step("make its /run"))?;
-    mount_bind(paths.host_state(node), HOST_STATE).map_err(|e| step("bind its state directory to /var/lib/godwit")(e.into()))?;
+    mount_bind(paths.host_state(node), HOST_STATE)
+        .map_err(|e| step("bind its state directory to /var/lib/godwit")(e.into()))?;
     replace_sysfs().map_err(step("mount its /sys"))
 }
 

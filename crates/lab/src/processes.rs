@@ -125,7 +125,8 @@ pub(crate) fn find(paths: &LabPaths) -> BTreeSet<u32> {
     let pinned = pinned_namespaces(paths);
     for entry in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<u32>().ok()) else { continue };
-        let namespace = |kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok().map(|n| n.to_string_lossy().into_owned());
+        let namespace =
+            |kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok().map(|n| n.to_string_lossy().into_owned());
         let inside = ["net", "mnt"].iter().filter_map(|kind| namespace(kind)).any(|name| pinned.contains(&name))
             || fs::read(format!("/proc/{pid}/mountinfo")).is_ok_and(|text| is_lab_table(paths, &text));
         if inside {

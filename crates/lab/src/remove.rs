@@ -26,7 +26,13 @@ pub(crate) fn remove_tree(path: &Path) -> Vec<String> {
     let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
         return vec![format!("{} is not a directory inside another one", path.display())];
     };
-    let parent_fd = match openat2(CWD, parent, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::empty()) {
+    let parent_fd = match openat2(
+        CWD,
+        parent,
+        OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
+        Mode::empty(),
+        ResolveFlags::empty(),
+    ) {
         Ok(fd) => fd,
         Err(Errno::NOENT) => return problems,
         Err(error) => return vec![format!("cannot open {}: {error}", parent.display())],
@@ -50,7 +56,9 @@ fn remove_directory(parent: impl AsFd, name: &CStr, path: &Path, depth: usize, p
     let directory: OwnedFd = match openat2(&parent, name, flags, Mode::empty(), resolve) {
         Ok(fd) => fd,
         Err(Errno::NOENT) => return,
-        Err(Errno::XDEV) => return complain(problems, format!("{} is still a mount point: left as it is", path.display())),
+        Err(Errno::XDEV) => {
+            return complain(problems, format!("{} is still a mount point: left as it is", path.display()));
+        }
         Err(error) => return complain(problems, format!("cannot open {}: {error}", path.display())),
     };
     for _ in 0..MAX_PASSES {
@@ -85,7 +93,9 @@ fn empty_directory(directory: &OwnedFd, path: &Path, depth: usize, problems: &mu
             // The file system did not tell the type.
             Err(Errno::ISDIR) => remove_directory(directory, name, &below, depth + 1, problems),
             Err(Errno::BUSY) => problems.push(format!("{} is still a mount point: left as it is", below.display())),
-            Err(error) if problems.len() < MAX_PROBLEMS => problems.push(format!("cannot delete {}: {error}", below.display())),
+            Err(error) if problems.len() < MAX_PROBLEMS => {
+                problems.push(format!("cannot delete {}: {error}", below.display()))
+            }
             Err(_) => {}
         }
     }

@@ -17,13 +17,17 @@ const MIN_RATE_BITS_PER_SECOND: u64 = 64_000;
 /// A lab description that cannot be built.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
-    #[error("lab name {0:?} is not usable: 1 to {MAX_NAME_BYTES} of a-z, 0-9 and '-', beginning with a letter or digit")]
+    #[error(
+        "lab name {0:?} is not usable: 1 to {MAX_NAME_BYTES} of a-z, 0-9 and '-', beginning with a letter or digit"
+    )]
     Name(String),
     #[error("a lab has 1 to {MAX_HOSTS} hosts, not {0}")]
     Hosts(u32),
     #[error("{0:?} is no host of a lab: h1, h2, …, ctl or client")]
     Node(String),
-    #[error("link rate {0:?} is not usable: a number and one of bit, kbit, mbit, gbit, from 64kbit up, for example 10gbit")]
+    #[error(
+        "link rate {0:?} is not usable: a number and one of bit, kbit, mbit, gbit, from 64kbit up, for example 10gbit"
+    )]
     Rate(String),
     #[error("a lab host needs at least {least} bytes of memory, not {given}")]
     Memory { least: u64, given: u64 },

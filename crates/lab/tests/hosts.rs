@@ -187,7 +187,17 @@ fn down_finds_everything_and_deletes_through_no_mount() {
     fs::create_dir_all(&on_machine).unwrap();
     rustix::mount::mount_bind(canary.path(), &on_machine).unwrap();
     let source = canary.path().display().to_string();
-    output(&lab, h1, &["sh", "-c", &format!("mkdir /var/lib/godwit/inner && mount --bind {source} /var/lib/godwit/inner && touch /var/lib/godwit/inner/seen")]);
+    output(
+        &lab,
+        h1,
+        &[
+            "sh",
+            "-c",
+            &format!(
+                "mkdir /var/lib/godwit/inner && mount --bind {source} /var/lib/godwit/inner && touch /var/lib/godwit/inner/seen"
+            ),
+        ],
+    );
 
     // Processes: a daemon-like one, one frozen, one in its own namespaces, one outside the lab's
     // cgroups but inside its network namespace.
@@ -210,7 +220,11 @@ fn down_finds_everything_and_deletes_through_no_mount() {
         fs::write(group.join("freezer.state"), "FROZEN").unwrap();
     }
     let mut outside = Command::new("nsenter");
-    outside.arg(format!("--net={}", lab.paths().net_namespace(h1).display())).args(["sh", "-c", "echo; exec sleep 1000"]);
+    outside.arg(format!("--net={}", lab.paths().net_namespace(h1).display())).args([
+        "sh",
+        "-c",
+        "echo; exec sleep 1000",
+    ]);
     start(outside);
 
     let before = Lab::leftovers(&world.name);
@@ -219,7 +233,11 @@ fn down_finds_everything_and_deletes_through_no_mount() {
         assert!(before.iter().any(|l| l.starts_with(kind)), "{kind}: {before:#?}");
     }
     // A mount namespace that copied the lab's mounts is not the lab's, and its process lives on.
-    let mut bystander = Command::new("unshare").args(["--mount", "sh", "-c", "echo; exec sleep 1000"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut bystander = Command::new("unshare")
+        .args(["--mount", "sh", "-c", "echo; exec sleep 1000"])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
     bystander.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
 
     lab.down().unwrap();
@@ -323,7 +341,11 @@ fn daemons_outlive_their_starter_and_are_killed_one_by_one() {
     let groups = fs::read_to_string(format!("/proc/{one}/cgroup")).unwrap();
     assert!(groups.contains(&lab.paths().daemon_cgroup(Node::Host(1))), "{groups}");
     let session = fs::read_to_string(format!("/proc/{one}/stat")).unwrap();
-    assert_eq!(session.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap(), one.to_string(), "a session of its own");
+    assert_eq!(
+        session.rsplit_once(") ").unwrap().1.split(' ').nth(3).unwrap(),
+        one.to_string(),
+        "a session of its own"
+    );
 
     lab.kill_agent(1).unwrap();
     assert_eq!(lab.agent_pid(1), None);
@@ -336,7 +358,11 @@ fn daemons_outlive_their_starter_and_are_killed_one_by_one() {
 
     // Everything killed at once, by someone else.
     for pid in [lab.controller_pid(), lab.agent_pid(1), lab.agent_pid(2)].into_iter().flatten() {
-        rustix::process::kill_process(rustix::process::Pid::from_raw(pid as i32).unwrap(), rustix::process::Signal::KILL).unwrap();
+        rustix::process::kill_process(
+            rustix::process::Pid::from_raw(pid as i32).unwrap(),
+            rustix::process::Signal::KILL,
+        )
+        .unwrap();
     }
     world.down_and_check();
 }

@@ -38,7 +38,8 @@ impl Server {
             .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("listening ").expect("the server says where it listens").parse().unwrap();
+        let address =
+            line.trim().strip_prefix("listening ").expect("the server says where it listens").parse().unwrap();
         Self { child, address, _directory: directory }
     }
 
@@ -69,7 +70,13 @@ impl Client {
     }
 
     fn start_by(mut command: Command, arguments: &[&str]) -> Self {
-        let mut child = command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = command
+            .args(arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
         let mut line = String::new();
         let mut stderr = BufReader::new(child.stderr.take().unwrap());
         stderr.read_line(&mut line).unwrap();
@@ -244,7 +251,8 @@ fn counting_server(skip: u64) -> SocketAddr {
 fn redis_numbers_come_in_order() {
     let run = |skip| {
         let address = counting_server(skip).to_string();
-        let output = Command::new(PROGRAM).args(["redis-client", "--address", &address, "--seconds", "0.5"]).output().unwrap();
+        let output =
+            Command::new(PROGRAM).args(["redis-client", "--address", &address, "--seconds", "0.5"]).output().unwrap();
         (serde_json::from_slice::<Report>(&output.stdout).unwrap(), output.status.success())
     };
     let (report, success) = run(50);
@@ -269,13 +277,23 @@ fn a_real_redis_is_counted_filled_and_checked() {
     // Redis cannot pick a port and say which: one that was free a moment ago.
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
     let address = format!("127.0.0.1:{port}");
-    let mut redis = Kill(Command::new("redis-server").args(["--port", &port, "--bind", "127.0.0.1", "--save", ""]).stdout(Stdio::piped()).spawn().unwrap());
-    let ready = BufReader::new(redis.0.stdout.as_mut().unwrap()).lines().any(|l| l.unwrap().contains("accept connections"));
+    let mut redis = Kill(
+        Command::new("redis-server")
+            .args(["--port", &port, "--bind", "127.0.0.1", "--save", ""])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    let ready =
+        BufReader::new(redis.0.stdout.as_mut().unwrap()).lines().any(|l| l.unwrap().contains("accept connections"));
     assert!(ready);
     let run = |arguments: &[&str]| {
         let output = Command::new(PROGRAM).args(arguments).output().unwrap();
         let error = String::from_utf8_lossy(&output.stderr).into_owned();
-        (serde_json::from_slice::<Report>(&output.stdout).unwrap_or_else(|_| panic!("{error}")), output.status.success())
+        (
+            serde_json::from_slice::<Report>(&output.stdout).unwrap_or_else(|_| panic!("{error}")),
+            output.status.success(),
+        )
     };
     let data = ["--address", &address, "--mib", "32"];
     assert!(run(&[&["redis-fill"], &data[..]].concat()).1);
@@ -309,7 +327,11 @@ fn http_bodies_are_hashed_and_gaps_measured() {
     let body: Vec<u8> = (0..3_000_000_u32).flat_map(u32::to_le_bytes).collect();
     let run = |announced: usize, more: &[&str]| {
         let address = file_server(body.clone(), announced, Duration::from_millis(200)).to_string();
-        let output = Command::new(PROGRAM).args(["http-client", "--address", &address, "--path", "/f"]).args(more).output().unwrap();
+        let output = Command::new(PROGRAM)
+            .args(["http-client", "--address", &address, "--path", "/f"])
+            .args(more)
+            .output()
+            .unwrap();
         (serde_json::from_slice::<Report>(&output.stdout).unwrap(), output.status.success())
     };
     let (report, success) = run(body.len(), &[]);
@@ -330,7 +352,8 @@ fn the_image_holds_all_that_the_program_needs() {
     let layout = directory.path().join("layout");
     let summary = write_image(Path::new(PROGRAM), &["memory-files-streams"], &layout, "workload").unwrap();
     assert!(write_image(Path::new(PROGRAM), &[], &layout, "workload").is_err(), "an existing directory is left alone");
-    let again = write_image(Path::new(PROGRAM), &["memory-files-streams"], &directory.path().join("again"), "workload").unwrap();
+    let again = write_image(Path::new(PROGRAM), &["memory-files-streams"], &directory.path().join("again"), "workload")
+        .unwrap();
     assert_eq!(summary.digest, again.digest, "the same program gives the same image");
     println!("{summary:?}");
 
@@ -372,7 +395,10 @@ fn over_a_lab_link_a_cut_is_a_gap() {
     let h1 = Node::Host(1);
     let server = Server::start_by(lab.exec(h1, &[PROGRAM]).unwrap(), &h1.address().to_string());
     let address = server.address.to_string();
-    let client = Client::start_by(lab.exec(Node::Client, &[PROGRAM]).unwrap(), &["client", "--address", &address, "--connections", "3", "--until-stdin-closes"]);
+    let client = Client::start_by(
+        lab.exec(Node::Client, &[PROGRAM]).unwrap(),
+        &["client", "--address", &address, "--connections", "3", "--until-stdin-closes"],
+    );
     let status = || lab.visit(Node::Client, || server.status()).unwrap();
     lab.cut_link(h1).unwrap();
     std::thread::sleep(Duration::from_millis(150));

@@ -30,7 +30,11 @@ pub enum FilterError {
     #[error("{} cannot be named in LD_PRELOAD: it has a space or a colon", path.display())]
     Path { path: PathBuf },
     #[error("{} could not be written", path.display())]
-    Write { path: PathBuf, #[source] source: io::Error },
+    Write {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
     #[error("a list of {bytes} bytes is more than the {MAX_LIST_BYTES} that criu's part takes")]
     TooLong { bytes: usize },
 }
@@ -70,8 +74,7 @@ impl PageFilter {
             ranges.extend(process.carried.ranges().iter().map(|r| [pid, r.start, r.end]));
         }
         ranges.sort_unstable();
-        let objects: Vec<_> =
-            last.objects.iter().map(|o| [o.id.device, o.id.inode, u64::from(o.id.sysv)]).collect();
+        let objects: Vec<_> = last.objects.iter().map(|o| [o.id.device, o.id.inode, u64::from(o.id.sysv)]).collect();
         let header = [MAGIC, ranges.len() as u64, objects.len() as u64];
         let words = [header].into_iter().chain(ranges).chain(objects);
         let bytes: Vec<u8> = words.flatten().flat_map(u64::to_ne_bytes).collect();

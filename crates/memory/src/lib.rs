@@ -26,6 +26,4 @@ pub use maps::LeftToCriu;
 pub use pages::{PageRange, PageSet, is_zero, page_size};
 pub use read::{Content, PageReader, Piece, ReadError};
 pub use store::{Key, PageStore, StoreError};
-pub use tracker::{
-    ObjectId, ObjectKind, ObjectPages, ProcessPages, Round, SharedMapping, Target, TrackError, Tracker,
-};
+pub use tracker::{ObjectId, ObjectKind, ObjectPages, ProcessPages, Round, SharedMapping, Target, TrackError, Tracker};

@@ -91,7 +91,11 @@ impl PageSet {
             if let Some(common) = x.overlap(**y) {
                 set.push(common);
             }
-            if x.end <= y.end { a.next() } else { b.next() };
+            if x.end <= y.end {
+                a.next()
+            } else {
+                b.next()
+            };
         }
         set
     }

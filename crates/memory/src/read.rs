@@ -17,9 +17,17 @@ pub enum ReadError {
     #[error("process {pid} is gone")]
     Gone { pid: i32 },
     #[error("memory of process {pid} could not be read")]
-    Process { pid: i32, #[source] source: io::Error },
+    Process {
+        pid: i32,
+        #[source]
+        source: io::Error,
+    },
     #[error("shared memory {id:?} could not be read")]
-    Object { id: ObjectId, #[source] source: io::Error },
+    Object {
+        id: ObjectId,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// What was found at some pages.

@@ -22,11 +22,20 @@ const PAGES: usize = 512;
 #[derive(Debug, Error)]
 pub enum StoreError {
     #[error("no address space is left for pages of {key:?}")]
-    Memory { key: Key, #[source] source: io::Error },
+    Memory {
+        key: Key,
+        #[source]
+        source: io::Error,
+    },
     #[error("{key:?}: {start:#x} with {bytes} bytes are not whole pages within one address space")]
     Unaligned { key: Key, start: u64, bytes: u64 },
     #[error("pages of {key:?} at {start:#x} did not arrive")]
-    Receive { key: Key, start: u64, #[source] source: io::Error },
+    Receive {
+        key: Key,
+        start: u64,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Whose pages.
@@ -196,10 +205,8 @@ impl Space {
                 if let Some(start) = pages.find(|n| stretch.holds(*n)) {
                     let most = (limit / page_size()).max(1) as usize;
                     let end = 1 + start + pages.take(most - 1).take_while(|n| stretch.holds(*n)).count();
-                    let range = PageRange {
-                        start: base + start as u64 * page_size(),
-                        end: base + end as u64 * page_size(),
-                    };
+                    let range =
+                        PageRange { start: base + start as u64 * page_size(), end: base + end as u64 * page_size() };
                     let data = stretch.place.page(start).cast_const();
                     return Some(with(Run { range, data }));
                 }
@@ -327,7 +334,8 @@ mod tests {
         let store = PageStore::new();
         store.put(KEY, at(500), 0, &page(1, 100)).unwrap();
         let space = store.space(KEY);
-        let run = |start, end, limit| space.first_run(PageRange { start: at(start), end: at(end) }, at(limit), |r| r.range);
+        let run =
+            |start, end, limit| space.first_run(PageRange { start: at(start), end: at(end) }, at(limit), |r| r.range);
         assert_eq!(run(0, 10_000, 1000), Some(PageRange { start: at(500), end: at(512) }));
         assert_eq!(run(512, 10_000, 1000), Some(PageRange { start: at(512), end: at(600) }));
         assert_eq!(run(505, 10_000, 3), Some(PageRange { start: at(505), end: at(508) }));

@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use common::{root_or_skip, victim_path};
 use godwit_memory::{
-    Content, FillReport, Filler, Key, ObjectKind, PageFilter, PageReader, PageSet, PageStore, Round,
-    SharedReport, SharedUse, Target, Tracker,
+    Content, FillReport, Filler, Key, ObjectKind, PageFilter, PageReader, PageSet, PageStore, Round, SharedReport,
+    SharedUse, Target, Tracker,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -304,7 +304,9 @@ fn carried_past_criu(private_mib: usize, shared_mib: usize) -> Figures {
     });
     assert!(!registered, "the processes are ordinary ones again");
     let image_bytes = world.image_bytes();
-    for o in &last.objects { eprintln!("{:?} compared {} pages {} of {}", o.kind, o.compared, o.pages.pages(), o.size_bytes / 4096); }
+    for o in &last.objects {
+        eprintln!("{:?} compared {} pages {} of {}", o.kind, o.compared, o.pages.pages(), o.size_bytes / 4096);
+    }
     let compared = last.objects.iter().filter(|o| o.compared).count();
     Figures { sent, compared, last_round, last_copy, dump, image_bytes, restore, shared, fill, longest_access_us }
 }
@@ -352,4 +354,3 @@ fn memory_goes_past_criu_and_nothing_is_lost() {
     show("1 GiB private, 256 MiB shared", &large);
     assert!(large.image_bytes < small.image_bytes * 2, "{} bytes, small {}", large.image_bytes, small.image_bytes);
 }
-

@@ -175,13 +175,18 @@ async fn next<R: AsyncRead + Unpin>(reader: &mut FrameReader<R>) -> Result<Frame
 }
 
 /// Passes the page stream to its taker and the few answers back, until `PagesEnd`.
-async fn pages<R, W, L>(reader: &mut FrameReader<R>, writer: &mut FrameWriter<W>, landing: &mut L) -> Result<(), ReceiveError>
+async fn pages<R, W, L>(
+    reader: &mut FrameReader<R>,
+    writer: &mut FrameWriter<W>,
+    landing: &mut L,
+) -> Result<(), ReceiveError>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
     L: Landing,
 {
-    let sink = landing.page_sink().await.map_err(|source| ReceiveError::Part { doing: "starting the page server", source })?;
+    let sink =
+        landing.page_sink().await.map_err(|source| ReceiveError::Part { doing: "starting the page server", source })?;
     let (from_server, to_server) = sink.into_split();
     tokio::select! {
         forward = forward(reader, to_server) => forward?,
@@ -190,7 +195,10 @@ where
     landing.pages_stored().await.map_err(|source| ReceiveError::Part { doing: "storing the pages", source })
 }
 
-async fn forward<R: AsyncRead + Unpin>(reader: &mut FrameReader<R>, mut to_server: OwnedWriteHalf) -> Result<(), ReceiveError> {
+async fn forward<R: AsyncRead + Unpin>(
+    reader: &mut FrameReader<R>,
+    mut to_server: OwnedWriteHalf,
+) -> Result<(), ReceiveError> {
     loop {
         let frame = next(reader).await?;
         match frame.kind {
@@ -201,7 +209,10 @@ async fn forward<R: AsyncRead + Unpin>(reader: &mut FrameReader<R>, mut to_serve
     }
 }
 
-async fn backward<W: AsyncWrite + Unpin>(writer: &mut FrameWriter<W>, mut from_server: OwnedReadHalf) -> Result<(), ReceiveError> {
+async fn backward<W: AsyncWrite + Unpin>(
+    writer: &mut FrameWriter<W>,
+    mut from_server: OwnedReadHalf,
+) -> Result<(), ReceiveError> {
     let mut answer = [0; ANSWER_BYTES];
     loop {
         let n = from_server.read(&mut answer).await.map_err(stored)?;

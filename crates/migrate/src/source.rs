@@ -157,7 +157,9 @@ where
                 let refuse: Refuse = answer.json().map_err(wire(phase))?;
                 Err(SendError::Refused { phase, reason: refuse.reason })
             }
-            got => Err(SendError::Wire { phase, source: WireError::Unexpected { got, wanted: "an answer to the offer" } }),
+            got => {
+                Err(SendError::Wire { phase, source: WireError::Unexpected { got, wanted: "an answer to the offer" } })
+            }
         }
     }
 

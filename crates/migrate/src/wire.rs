@@ -151,7 +151,9 @@ impl<W: AsyncWrite + Unpin> FrameWriter<W> {
             self.inner.write_all(&header).await?;
             self.inner.write_all(payload).await
         };
-        tokio::time::timeout(Duration::from_millis(STALL_TIMEOUT_MS), write).await.map_err(|_| WireError::Stalled)??;
+        tokio::time::timeout(Duration::from_millis(STALL_TIMEOUT_MS), write)
+            .await
+            .map_err(|_| WireError::Stalled)??;
         self.sent_bytes += (HEADER_BYTES + payload.len()) as u64;
         Ok(())
     }
@@ -248,8 +250,8 @@ mod tests {
     async fn the_frame_layout_is_fixed() {
         let bytes = bytes_of(Kind::RoundEnd, br#"{"round":3}"#).await;
         let golden = [
-            7, 0, 0, 0, 11, 0, 0, 0, 0xbe, 0xae, 0x42, 0xe6, 0xa6, 0x3b, 0x4c, 0x7f, b'{', b'"', b'r', b'o', b'u', b'n', b'd', b'"',
-            b':', b'3', b'}',
+            7, 0, 0, 0, 11, 0, 0, 0, 0xbe, 0xae, 0x42, 0xe6, 0xa6, 0x3b, 0x4c, 0x7f, b'{', b'"', b'r', b'o', b'u',
+            b'n', b'd', b'"', b':', b'3', b'}',
         ];
         assert_eq!(bytes[..8], golden[..8]);
         assert_eq!(bytes[8..16], xxh3_64(br#"{"round":3}"#).to_le_bytes());

@@ -16,7 +16,9 @@ pub enum NameError {
     Empty,
     #[error("{name:?} has {chars} characters; a name has {MAX_NAME_CHARS} at most")]
     TooLong { name: String, chars: usize },
-    #[error("{name:?} has the character {bad:?}; a name is made of a-z, 0-9 and '-' and neither starts nor ends with '-'")]
+    #[error(
+        "{name:?} has the character {bad:?}; a name is made of a-z, 0-9 and '-' and neither starts nor ends with '-'"
+    )]
     BadCharacter { name: String, bad: char },
     #[error("{text:?} is not a container; write ENVIRONMENT/LAYER-NUMBER, for example shop/db-1")]
     NotAContainer { text: String },

@@ -38,7 +38,13 @@ impl fmt::Display for Bytes {
             value /= 1024.0;
             unit += 1;
         }
-        let digits = if unit == 0 || value >= 100.0 { 0 } else if value >= 10.0 { 1 } else { 2 };
+        let digits = if unit == 0 || value >= 100.0 {
+            0
+        } else if value >= 10.0 {
+            1
+        } else {
+            2
+        };
         f.pad(&format!("{value:.digits$} {}", UNITS[unit]))
     }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use godwit_model::container::{HealthCheck, RestartPolicy};
-use godwit_model::manifest::{parse, CloudletRange, Dependency, Manifest, Spread, MAX_ERRORS};
+use godwit_model::manifest::{CloudletRange, Dependency, MAX_ERRORS, Manifest, Spread, parse};
 use godwit_model::{Bytes, Cloudlets, LayerName, MilliCpu};
 use proptest::prelude::*;
 
@@ -62,7 +62,10 @@ fn the_shop_means_what_it_says() {
     let needs = [(layer_name("cache"), Dependency::Started), (layer_name("db"), Dependency::Healthy)];
     assert_eq!(web.depends_on, BTreeMap::from(needs));
     let db = &manifest.layers[&layer_name("db")];
-    assert_eq!((db.volumes[0].volume.as_str(), db.volumes[0].target.as_str()), ("db-files", "/var/lib/postgresql/data"));
+    assert_eq!(
+        (db.volumes[0].volume.as_str(), db.volumes[0].target.as_str()),
+        ("db-files", "/var/lib/postgresql/data")
+    );
     assert_eq!((db.stop_signal.as_deref(), db.stop_grace_ms), (Some("SIGINT"), 60_000));
     assert_eq!(db.resources.cloudlets, Some(CloudletRange { reserved: Cloudlets(4), limit: Cloudlets(12) }));
     let health = db.health.as_ref().unwrap();
@@ -161,7 +164,10 @@ fn restart_policies_and_switched_off_checks() {
         assert_eq!(manifest.layers[&layer_name("a")].restart, policy);
     }
     for check in ["{disable: true}", "{test: [NONE]}"] {
-        assert_eq!(good(&format!("services: {{a: {{image: x, healthcheck: {check}}}}}")).layers[&layer_name("a")].health, None);
+        assert_eq!(
+            good(&format!("services: {{a: {{image: x, healthcheck: {check}}}}}")).layers[&layer_name("a")].health,
+            None
+        );
     }
 }
 
@@ -256,7 +262,9 @@ x-godwit: {cloudlets: 0}
 user: ${NOBODY}
 labels: {a: '${X:?set me}', b: '${', c: $, d: '${EMPTY:?}'}"
     ));
-    insta::assert_snapshot!(service_errors("mem_limit: 1g\nx-godwit: {cloudlets: 2}\ndeploy: {resources: {reservations: {cpus: '1'}}}"));
+    insta::assert_snapshot!(service_errors(
+        "mem_limit: 1g\nx-godwit: {cloudlets: 2}\ndeploy: {resources: {reservations: {cpus: '1'}}}"
+    ));
 }
 
 #[test]
@@ -321,9 +329,54 @@ fn a_name_is_needed_and_the_file_s_own_wins() {
 /// Pieces of which a broken manifest might be made.
 fn scrap() -> impl Strategy<Value = String> {
     let pieces = [
-        "services", "volumes", "a", "db", "image", "ports", "deploy", "healthcheck", "test", "depends_on", "x-godwit",
-        ":", ": ", "- ", "\n", "\n  ", "\n    ", "\n      ", "{", "}", "[", "]", ",", "'", "\"", "&x ", "*x", "<<", "|\n", ">",
-        "!t ", "---\n", "...\n", "#", "?", "%", "@", "\t", "${", "$$", "$A", "8080:80", "1m", "~", "é", "\u{0}", "\u{feff}", "\r\n",
+        "services",
+        "volumes",
+        "a",
+        "db",
+        "image",
+        "ports",
+        "deploy",
+        "healthcheck",
+        "test",
+        "depends_on",
+        "x-godwit",
+        ":",
+        ": ",
+        "- ",
+        "\n",
+        "\n  ",
+        "\n    ",
+        "\n      ",
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        "'",
+        "\"",
+        "&x ",
+        "*x",
+        "<<",
+        "|\n",
+        ">",
+        "!t ",
+        "---\n",
+        "...\n",
+        "#",
+        "?",
+        "%",
+        "@",
+        "\t",
+        "${",
+        "$$",
+        "$A",
+        "8080:80",
+        "1m",
+        "~",
+        "é",
+        "\u{0}",
+        "\u{feff}",
+        "\r\n",
     ];
     prop_oneof![4 => prop::sample::select(pieces.to_vec()).prop_map(str::to_owned), 1 => ".{0,4}"]
 }

@@ -54,7 +54,8 @@ impl HostNetwork {
     pub async fn open(config: HostNetworkConfig) -> Result<Self, NetworkError> {
         let netlink = Netlink::open()?;
         sysctl::set("ipv4/ip_forward", "1")?;
-        let inner = Inner { config, netlink, state: Mutex::default(), moving: Moving::default(), ways: Mutex::default() };
+        let inner =
+            Inner { config, netlink, state: Mutex::default(), moving: Moving::default(), ways: Mutex::default() };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -181,7 +182,11 @@ impl HostNetwork {
             return Ok(());
         }
         state.firewall = None;
-        if nothing { firewall::remove().await? } else { firewall::replace(&text).await? }
+        if nothing {
+            firewall::remove().await?
+        } else {
+            firewall::replace(&text).await?
+        }
         state.firewall = Some(text);
         Ok(())
     }

@@ -123,12 +123,7 @@ impl Netlink {
     }
 
     pub(crate) async fn add_vxlan(&self, name: &str, vni: u32, local: Ipv4Addr, mtu: u32) -> Result<(), NetworkError> {
-        let message = LinkVxlan::new(name, vni)
-            .port(VXLAN_PORT)
-            .local(local)
-            .learning(false)
-            .mtu(mtu)
-            .build();
+        let message = LinkVxlan::new(name, vni).port(VXLAN_PORT).local(local).learning(false).mtu(mtu).build();
         self.handle.link().add(message).execute().await.map_err(refused("create", name))
     }
 
@@ -320,11 +315,8 @@ impl Netlink {
 impl Link {
     fn read(message: LinkMessage) -> Self {
         use netlink_packet_route::link::{InfoVxlan, LinkInfo};
-        let mut link = Self {
-            index: message.header.index,
-            up: message.header.flags.contains(LinkFlags::Up),
-            ..Self::default()
-        };
+        let mut link =
+            Self { index: message.header.index, up: message.header.flags.contains(LinkFlags::Up), ..Self::default() };
         for attribute in message.attributes {
             match attribute {
                 LinkAttribute::IfName(name) => link.name = name,

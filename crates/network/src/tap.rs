@@ -14,8 +14,11 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 /// Opens a tap interface `name` (created, down, gone when the returned file closes) in the calling thread's network
 /// namespace. Each read returns one Ethernet frame, segmented and with checksums filled in; reads do not block.
 pub(crate) fn open(name: &str) -> io::Result<File> {
-    let file =
-        OpenOptions::new().read(true).write(true).custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC).open("/dev/net/tun")?;
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(libc::O_NONBLOCK | libc::O_CLOEXEC)
+        .open("/dev/net/tun")?;
     // SAFETY: `ifreq` is plain data for which all zeroes is a valid value.
     let mut request: libc::ifreq = unsafe { mem::zeroed() };
     if name.len() >= request.ifr_name.len() {

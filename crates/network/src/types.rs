@@ -215,7 +215,9 @@ pub enum InvalidNetwork {
     AddressTwice { vni: u32, address: Ipv4Addr },
     #[error("MAC {mac} is given to two containers in network {vni}: give each its own")]
     MacTwice { vni: u32, mac: Mac },
-    #[error("MAC {mac} cannot be a container's: use a unicast address that does not start with 02:68 and is not {GATEWAY_MAC}")]
+    #[error(
+        "MAC {mac} cannot be a container's: use a unicast address that does not start with 02:68 and is not {GATEWAY_MAC}"
+    )]
     Mac { mac: Mac },
     #[error("the subnets {one} and {other} overlap: give each environment its own")]
     Overlap { one: Subnet, other: Subnet },

@@ -86,11 +86,14 @@ pub fn check(host: &HostView, request: &Request) -> Result<(), Vec<String>> {
     if u64::from(need.0) > free {
         let free = MilliCpu(free.min(u64::from(u32::MAX)) as u32);
         let total = MilliCpu(host.cpu_capacity().min(u64::from(u32::MAX)) as u32);
-        reasons.push(format!("{need} CPUs are reserved for it and {free} of {total} are free ({CPU_OVERCOMMIT} times the cores)"));
+        reasons.push(format!(
+            "{need} CPUs are reserved for it and {free} of {total} are free ({CPU_OVERCOMMIT} times the cores)"
+        ));
     }
     let name = &request.name;
     if request.spread == Spread::Strict && host.of_layer(&name.env, &name.layer, name) > 0 {
-        reasons.push(format!("another container of the layer {} is there, and the layer is spread strictly", name.layer));
+        reasons
+            .push(format!("another container of the layer {} is there, and the layer is spread strictly", name.layer));
     }
     if reasons.is_empty() { Ok(()) } else { Err(reasons) }
 }

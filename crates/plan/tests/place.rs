@@ -1,4 +1,5 @@
 //! Placement keeps its hard rules whatever the view, always answers the same, and spreads evenly.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use godwit_model::container::Resources;
 use godwit_model::manifest::Spread;
@@ -41,7 +42,9 @@ fn every_refusal_says_why_for_every_host() {
     put(&mut view, &HostName::new("h4").unwrap(), &first);
     let refusal = place(&view, &request("shop/db-2", 200, 5000, Spread::Strict)).unwrap_err();
     let text = refusal.to_string();
-    for part in ["h1: its agent is not connected", "h2: it takes no new", "h3: 200 MiB of memory", "h4: 5 CPUs", "strictly"] {
+    for part in
+        ["h1: its agent is not connected", "h2: it takes no new", "h3: 200 MiB of memory", "h4: 5 CPUs", "strictly"]
+    {
         assert!(text.contains(part), "{part:?} is missing in {text}");
     }
     assert!(place(&View::default(), &first).unwrap_err().to_string().contains("no host has joined"));

@@ -6,23 +6,29 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::types::{
-    Conflict, LeaseId, Revision, MAX_KEY_BYTES, MAX_LEASE_TTL_MS, MAX_LIST_ENTRIES, MAX_TXN_BYTES, MAX_TXN_OPS,
-    MAX_VALUE_BYTES, MIN_LEASE_TTL_MS,
+    Conflict, LeaseId, MAX_KEY_BYTES, MAX_LEASE_TTL_MS, MAX_LIST_ENTRIES, MAX_TXN_BYTES, MAX_TXN_OPS, MAX_VALUE_BYTES,
+    MIN_LEASE_TTL_MS, Revision,
 };
 
 /// The storage below the store did not do what it was asked to.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum StoreFault {
-    #[error("no space left for the state file {path}; nothing was changed: free space on its file system, then try again")]
+    #[error(
+        "no space left for the state file {path}; nothing was changed: free space on its file system, then try again"
+    )]
     Full { path: PathBuf },
-    #[error("the state file {path} cannot be written, its file system is read-only; nothing was changed: make it writable and restart")]
+    #[error(
+        "the state file {path} cannot be written, its file system is read-only; nothing was changed: make it writable and restart"
+    )]
     ReadOnly { path: PathBuf },
     #[error("the state file {path} is damaged; stop, keep a copy and restore a backup")]
     Damaged { path: PathBuf, source: Arc<dyn Error + Send + Sync> },
     #[error("writing the state file {path} failed; nothing was changed")]
     Failed { path: PathBuf, source: Arc<dyn Error + Send + Sync> },
     /// After a failed fsync nobody knows what is on the disk, and a second fsync may lie.
-    #[error("the disk did not confirm a write to the state file {path}, so it is unknown whether the latest changes are there; restart to see what is")]
+    #[error(
+        "the disk did not confirm a write to the state file {path}, so it is unknown whether the latest changes are there; restart to see what is"
+    )]
     Unconfirmed { path: PathBuf },
     #[error("the store is closed")]
     Closed,
@@ -43,7 +49,9 @@ pub enum OpenError {
     Create { path: PathBuf, source: io::Error },
     #[error("{path} is not a state file of this program; choose another path")]
     Foreign { path: PathBuf },
-    #[error("the state file {path} has schema version {found}, this program knows up to {known}; use the newer program that wrote it")]
+    #[error(
+        "the state file {path} has schema version {found}, this program knows up to {known}; use the newer program that wrote it"
+    )]
     TooNew { path: PathBuf, found: i64, known: i64 },
     #[error("cannot start a thread for the state file {path}")]
     Thread { path: PathBuf, source: io::Error },
@@ -84,9 +92,13 @@ pub enum CommitError {
 pub enum WatchError {
     #[error("a prefix of {bytes} bytes is too long; at most {MAX_KEY_BYTES} are allowed")]
     KeyLength { bytes: usize },
-    #[error("history from revision {from} is gone, it begins at {oldest}; list again and watch from the listing's revision + 1")]
+    #[error(
+        "history from revision {from} is gone, it begins at {oldest}; list again and watch from the listing's revision + 1"
+    )]
     Compacted { from: Revision, oldest: Revision },
-    #[error("the watch of {prefix:?} was read too slowly and ended; list again and watch from the listing's revision + 1")]
+    #[error(
+        "the watch of {prefix:?} was read too slowly and ended; list again and watch from the listing's revision + 1"
+    )]
     Lagged { prefix: String },
     #[error("{count} watches are open, that is the most; close some")]
     TooManyWatches { count: usize },
@@ -121,7 +133,9 @@ pub enum CompactError {
 pub enum TypedError {
     #[error("the value of key {key:?} cannot be written as JSON")]
     Encode { key: String, source: Arc<serde_json::Error> },
-    #[error("the value of key {key:?} (revision {revision}) is not what this program expects there; it may be from a newer version")]
+    #[error(
+        "the value of key {key:?} (revision {revision}) is not what this program expects there; it may be from a newer version"
+    )]
     Decode { key: String, revision: Revision, source: Arc<serde_json::Error> },
     #[error("someone else changed it first")]
     Conflict(#[from] Conflict),

@@ -28,6 +28,6 @@ pub use sqlite::{Options, SqliteStore};
 pub use store::{BoxFuture, Store, Watch, WatchSource};
 pub use typed::{Typed, TypedChange, TypedEvent, TypedListing, TypedWatch, Versioned};
 pub use types::{
-    Change, Commit, Compare, Condition, Conflict, Entry, LeaseId, Listing, Op, Revision, Txn, WatchEvent,
-    MAX_KEY_BYTES, MAX_LEASE_TTL_MS, MAX_LIST_ENTRIES, MAX_TXN_BYTES, MAX_TXN_OPS, MAX_VALUE_BYTES, MIN_LEASE_TTL_MS,
+    Change, Commit, Compare, Condition, Conflict, Entry, LeaseId, Listing, MAX_KEY_BYTES, MAX_LEASE_TTL_MS,
+    MAX_LIST_ENTRIES, MAX_TXN_BYTES, MAX_TXN_OPS, MAX_VALUE_BYTES, MIN_LEASE_TTL_MS, Op, Revision, Txn, WatchEvent,
 };

@@ -299,7 +299,10 @@ impl WatchEvent {
 pub enum Change {
     Put(Entry),
     /// The key is gone; `prev_revision` was its last put.
-    Delete { key: String, prev_revision: Revision },
+    Delete {
+        key: String,
+        prev_revision: Revision,
+    },
 }
 
 /// A key must be 1 to [`MAX_KEY_BYTES`] long.

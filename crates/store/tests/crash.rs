@@ -30,7 +30,8 @@ async fn child_commits_until_killed() {
             let store = Arc::clone(&store);
             tokio::spawn(async move {
                 for n in 0..1_000_000_u64 {
-                    let ops = vec![Op::put(format!("k/{task}"), n.to_string()), Op::put(format!("l/{task}"), n.to_string())];
+                    let ops =
+                        vec![Op::put(format!("k/{task}"), n.to_string()), Op::put(format!("l/{task}"), n.to_string())];
                     let revision = suite::commit(&*store, ops).await;
                     let mut out = std::io::stdout().lock();
                     writeln!(out, "\nack {task} {n} {revision}").unwrap();

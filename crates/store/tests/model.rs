@@ -27,10 +27,8 @@ const KEYS: [&str; 7] = ["a", "a/1", "a/2", "a0", "b", "b/1", "ü"];
 const PREFIXES: [&str; 5] = ["", "a", "a/", "b/", "ü"];
 
 fn step() -> impl Strategy<Value = Step> {
-    let commit = (
-        prop::collection::vec((0..7u8, 0..4u8), 0..3),
-        prop::collection::vec((0..5u8, 0..7u8, any::<u8>()), 0..5),
-    );
+    let commit =
+        (prop::collection::vec((0..7u8, 0..4u8), 0..3), prop::collection::vec((0..5u8, 0..7u8, any::<u8>()), 0..5));
     prop_oneof![
         12 => commit.prop_map(|(compares, ops)| Step::Commit { compares, ops }),
         2 => Just(Step::Grant),
@@ -214,8 +212,7 @@ async fn run(path: &Path, steps: Vec<Step>) {
         }
         for prefix in PREFIXES {
             let listing = store.list(prefix).await.unwrap();
-            let expected: Vec<_> =
-                model.entries.values().filter(|e| e.key.starts_with(prefix)).cloned().collect();
+            let expected: Vec<_> = model.entries.values().filter(|e| e.key.starts_with(prefix)).cloned().collect();
             assert_eq!((listing.entries, listing.revision), (expected, Revision(model.revision)));
         }
         for watch in &mut open {

@@ -69,7 +69,9 @@ impl WorkDirs {
         if !self.top.exists() {
             return Ok(());
         }
-        RootFs { layers: Vec::new(), dir: self.top.clone() }.unmount().map_err(|e| ErrorBody::from_chain(&e).one_line())?;
+        RootFs { layers: Vec::new(), dir: self.top.clone() }
+            .unmount()
+            .map_err(|e| ErrorBody::from_chain(&e).one_line())?;
         remove_dir_all_no_xdev(&self.top).map_err(|e| ErrorBody::from_chain(&e).one_line())
     }
 

@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use godwit_api::link::{Assignment, FromAgent, Reply};
 use godwit_api::types::ErrorBody;
+use godwit_container::LaunchSpec;
 use godwit_container::keeper::protocol::{Event, Reply as Said, Request, RestoreSpec};
 use godwit_container::keeper::state::Phase as KeeperPhase;
 use godwit_container::spec::BindMount;
-use godwit_container::LaunchSpec;
 use godwit_criu::{Ends, Message, PageServerOptions, PassedFd, Session};
 use godwit_image::Image;
 use godwit_migrate::destination::Landing;
@@ -119,7 +119,13 @@ impl Incoming {
         };
         match ready {
             Ok(ready) => {
-                let incoming = Self { id: id.clone(), spec, generation, from, stage: tokio::sync::Mutex::new(Stage::Ready(Box::new(ready))) };
+                let incoming = Self {
+                    id: id.clone(),
+                    spec,
+                    generation,
+                    from,
+                    stage: tokio::sync::Mutex::new(Stage::Ready(Box::new(ready))),
+                };
                 locked(&host.incoming).insert(id, Arc::new(incoming));
                 Ok(())
             }
@@ -235,7 +241,9 @@ async fn restore_event(events: &mut mpsc::Receiver<Event>) -> Result<Event, Erro
         Ok(Some(Event::RestoreFailed { error })) => Err(ErrorBody::new(error)),
         Ok(Some(event)) => Ok(event),
         Ok(None) => Err(ErrorBody::new("the keeper ended in the middle of the restore")),
-        Err(_) => Err(ErrorBody::new(format!("CRIU did not come to its next step within {} s", RESTORE_TIMEOUT_MS / 1000))),
+        Err(_) => {
+            Err(ErrorBody::new(format!("CRIU did not come to its next step within {} s", RESTORE_TIMEOUT_MS / 1000)))
+        }
     }
 }
 
@@ -303,7 +311,14 @@ async fn arrive(host: Arc<Host>, incoming: Arc<Incoming>, ready: Ready, arrival:
     let restored = arriving.restored.take();
     match (result, restored) {
         (Ok(received), Some((live, record, started_at_ms))) => {
-            let held = Held { live, parking: Some(ready.parking), dirs: Some(dirs), record, started_at_ms, since: Instant::now() };
+            let held = Held {
+                live,
+                parking: Some(ready.parking),
+                dirs: Some(dirs),
+                record,
+                started_at_ms,
+                since: Instant::now(),
+            };
             *incoming.stage.lock().await = Stage::Held(Box::new(held));
             host.voice.say(report(&incoming.id, &received));
         }
@@ -403,7 +418,10 @@ impl Landing for Arriving {
         });
         match ended.await?? {
             Message::Done { status: Some(0) | None } => Ok(()),
-            other => Err(format!("CRIU's page server ended badly: {other:?}; {}", self.dirs.errors_of("page-server.log")).into()),
+            other => {
+                Err(format!("CRIU's page server ended badly: {other:?}; {}", self.dirs.errors_of("page-server.log"))
+                    .into())
+            }
         }
     }
 

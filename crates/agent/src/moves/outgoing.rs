@@ -132,10 +132,7 @@ async fn run(mut leaving: Leaving, connection: Arc<std::sync::Mutex<Option<Owned
     }
 }
 
-async fn give(
-    leaving: &mut Leaving,
-    connection: &std::sync::Mutex<Option<OwnedFd>>,
-) -> Result<(), (Phase, ErrorBody)> {
+async fn give(leaving: &mut Leaving, connection: &std::sync::Mutex<Option<OwnedFd>>) -> Result<(), (Phase, ErrorBody)> {
     let check = |e: ErrorBody| (Phase::Check, e);
     let prepare = |text: String| (Phase::Prepare, ErrorBody::new(text));
     let host = Arc::clone(&leaving.host);
@@ -221,7 +218,10 @@ impl Workload for Leaving {
         self.host.voice.say(FromAgent::MoveFrozen { id: self.plan.id.clone() });
         let mut trees = vec![TreeMount { target: "/".into(), tree: ROOT_TREE.to_owned() }];
         trees.extend(
-            self.spec.volumes.iter().map(|v| TreeMount { target: v.target.clone().into(), tree: volume_tree(&v.volume) }),
+            self.spec
+                .volumes
+                .iter()
+                .map(|v| TreeMount { target: v.target.clone().into(), tree: volume_tree(&v.volume) }),
         );
         Ok(shared_writable(&self.cgroup.pids()?, &trees))
     }

@@ -81,8 +81,7 @@ async fn watch(check: HealthCheck, keeper: Keeper, dir: PathBuf, results: mpsc::
 /// One check; the error is what it said, or nothing where it could not be run.
 async fn once(check: &HealthCheck, keeper: &Keeper, dir: &std::path::Path) -> Result<(), Option<String>> {
     let launch = LaunchSpec::load(dir).map_err(|_| None)?;
-    let spec =
-        ExecSpec { argv: check.argv.clone(), env: launch.env, cwd: launch.cwd, user: launch.user, tty: None };
+    let spec = ExecSpec { argv: check.argv.clone(), env: launch.env, cwd: launch.cwd, user: launch.user, tty: None };
     let command = keeper.exec(spec).await.map_err(|_| None)?;
     let limit = Duration::from_millis(check.timeout_ms);
     let said = timeout(limit, read_output(command.fds)).await.unwrap_or_default();

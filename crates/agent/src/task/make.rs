@@ -123,7 +123,8 @@ pub async fn start(host: &Arc<Host>, spec: &ContainerSpec) -> Result<(Live, Imag
     let rootfs = mount_root(&dir, &image, spec.id_base).await?;
     let volumes = prepare_volumes(host, spec, rootfs.clone()).await?;
     let user_text = spec.user.clone().unwrap_or_else(|| image.config.user.clone());
-    let user = if user_text.is_empty() { Default::default() } else { resolve_user(&rootfs, &user_text).map_err(chain)? };
+    let user =
+        if user_text.is_empty() { Default::default() } else { resolve_user(&rootfs, &user_text).map_err(chain)? };
     let launch = translate::launch_spec(&host.config, spec, &image.config, user, &rootfs, &volumes).map_err(chain)?;
     let (keeper, events) = start_keeper(host, &dir, &launch).await?;
     let pid = match keeper.call(Request::Create, "create").await.map_err(chain)?.0 {

@@ -37,6 +37,7 @@ pub enum Command {
     },
     StartMove(Plan, Answer),
     Verdict(MoveId, Verdict, Option<Answer>),
+    Examine(oneshot::Sender<Movable>),
 }
 
 /// What becomes of a container that was given away.
@@ -89,10 +90,19 @@ impl TaskHandle {
 
     /// Queues a command and waits for its answer.
     pub async fn ask(&self, command: impl FnOnce(Answer) -> Command) -> Result<(), ErrorBody> {
+        self.queue(command).await?
+    }
+
+    /// Whether the container can be moved, looked at now.
+    pub async fn examine(&self) -> Result<Movable, ErrorBody> {
+        self.queue(Command::Examine).await
+    }
+
+    async fn queue<T>(&self, command: impl FnOnce(oneshot::Sender<T>) -> Command) -> Result<T, ErrorBody> {
         let gone = || ErrorBody::new(format!("container {} is being removed from this host", self.name));
         let (sender, receiver) = oneshot::channel();
         self.mailbox.send(command(sender)).await.map_err(|_| gone())?;
-        receiver.await.map_err(|_| gone())?
+        receiver.await.map_err(|_| gone())
     }
 }
 
@@ -115,7 +125,11 @@ fn first_status(spec: &ContainerSpec, generation: godwit_model::Generation) -> C
     }
 }
 
-fn register(host: &Arc<Host>, spec: &ContainerSpec, generation: godwit_model::Generation) -> (Arc<Shared>, mpsc::Receiver<Command>) {
+fn register(
+    host: &Arc<Host>,
+    spec: &ContainerSpec,
+    generation: godwit_model::Generation,
+) -> (Arc<Shared>, mpsc::Receiver<Command>) {
     let (mailbox, commands) = mpsc::channel(QUEUE_COMMANDS);
     let shared = Arc::new(Shared {
         status: Mutex::new(first_status(spec, generation)),
@@ -163,9 +177,8 @@ pub async fn adopt_all(host: &Arc<Host>, last: Option<&Desired>) {
         if record.incoming.is_some() {
             use godwit_container::keeper::state::{Phase, read_state};
             let phase = read_state(&item.path()).ok().flatten().map(|state| state.phase);
-            let ours = last.is_some_and(|d| {
-                d.containers.iter().any(|a| a.spec.id == id && a.generation >= record.generation)
-            });
+            let ours =
+                last.is_some_and(|d| d.containers.iter().any(|a| a.spec.id == id && a.generation >= record.generation));
             // It runs only after the store's word: an agent that died before it could note that leaves it like this.
             // And what is ours by that word, but did not survive as a process, has its only files here.
             let arrived = phase == Some(Phase::Running) || (ours && phase != Some(Phase::Restored));

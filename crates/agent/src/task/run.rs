@@ -96,18 +96,17 @@ impl Task {
             Ok((keeper, _)) => keeper.call(Request::Status, "status").await.ok(),
             Err(_) => None,
         };
-        if let (Ok((keeper, events)), Some((Reply::Status(state), ..))) = (connected, state) {
-            if let (Some(pid), None, Ok(launch)) = (state.pid, &state.exit, LaunchSpec::load(&dir))
-                && state.phase == keeper_state::Phase::Running
-                && let Ok(cgroup) = make::open_cgroup(&launch)
-            {
-                tracing::info!(container = %self.record.spec.name, pid, "adopted");
-                self.restart_at = None;
-                self.went_live(Live { keeper, events, cgroup, pid });
-                locked(&self.shared.status).started_at_ms = state.started_unix_ms;
-                self.resume_giving_away();
-                return;
-            }
+        if let (Ok((keeper, events)), Some((Reply::Status(state), ..))) = (connected, state)
+            && let (Some(pid), None, Ok(launch)) = (state.pid, &state.exit, LaunchSpec::load(&dir))
+            && state.phase == keeper_state::Phase::Running
+            && let Ok(cgroup) = make::open_cgroup(&launch)
+        {
+            tracing::info!(container = %self.record.spec.name, pid, "adopted");
+            self.restart_at = None;
+            self.went_live(Live { keeper, events, cgroup, pid });
+            locked(&self.shared.status).started_at_ms = state.started_unix_ms;
+            self.resume_giving_away();
+            return;
         }
         // No keeper, or a half-made container: what is left of it goes, its files stay.
         self.record.outgoing = None;
@@ -235,6 +234,14 @@ impl Task {
                     let _ = answer.send(result);
                 }
             }
+            Command::Examine(answer) => {
+                self.measure();
+                let mut movable = locked(&self.shared.status).movable.clone();
+                if let Some(pids) = self.live.as_ref().and_then(|live| live.cgroup.pids().ok()) {
+                    movable.because.extend(movable::by_open_files(&pids).because);
+                }
+                let _ = answer.send(movable);
+            }
             // Handled by `run`, which it ends.
             Command::Unassign { .. } => {}
         }
@@ -324,7 +331,12 @@ impl Task {
                 self.drop_outgoing("the container's keeper ended");
                 let exit = keeper_state::read_exit(&self.shared.dir).ok().flatten();
                 self.settle().await;
-                let killed = Exit { code: None, signal: Some(nix::libc::SIGKILL), oom_killed: false, finished_at_unix_ms: now_ms() };
+                let killed = Exit {
+                    code: None,
+                    signal: Some(nix::libc::SIGKILL),
+                    oom_killed: false,
+                    finished_at_unix_ms: now_ms(),
+                };
                 self.exited(exit.unwrap_or(killed)).await;
             }
         }
@@ -382,7 +394,11 @@ impl Task {
 
     async fn start_move(&mut self, plan: outgoing::Plan) -> Result<(), ErrorBody> {
         if let Some(outgoing) = &self.outgoing {
-            return if outgoing.id == plan.id { Ok(()) } else { Err(ErrorBody::new("the container is being moved already")) };
+            return if outgoing.id == plan.id {
+                Ok(())
+            } else {
+                Err(ErrorBody::new("the container is being moved already"))
+            };
         }
         let live = self.live.as_ref().ok_or_else(|| ErrorBody::new("the container does not run"))?;
         let pids = live.cgroup.pids().map_err(chain)?;
@@ -393,8 +409,7 @@ impl Task {
         self.record.outgoing = Some(plan.id.clone());
         self.record.save(&self.shared.dir).map_err(chain)?;
         *locked(&self.shared.outgoing) = Some(plan.id.clone());
-        self.outgoing =
-            Some(Outgoing::start(&self.host, plan, &self.assignment.spec, live, Arc::clone(&self.shared)));
+        self.outgoing = Some(Outgoing::start(&self.host, plan, &self.assignment.spec, live, Arc::clone(&self.shared)));
         Ok(())
     }
 

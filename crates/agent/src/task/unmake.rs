@@ -86,8 +86,6 @@ pub async fn sweep_volumes(host: &Arc<Host>) {
 
 async fn remove(dir: &Path) -> Result<(), ErrorBody> {
     let dir = dir.to_owned();
-    blocking(move || {
-        if dir.exists() { godwit_container::remove_dir_all_no_xdev(&dir).map_err(chain) } else { Ok(()) }
-    })
-    .await
+    blocking(move || if dir.exists() { godwit_container::remove_dir_all_no_xdev(&dir).map_err(chain) } else { Ok(()) })
+        .await
 }

@@ -51,7 +51,9 @@ pub enum ClientError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The answer is not of the type that the route promises.
-    #[error("the answer to {path} ({status}) is not what this version of godwit expects; is the controller as new as this client?")]
+    #[error(
+        "the answer to {path} ({status}) is not what this version of godwit expects; is the controller as new as this client?"
+    )]
     NotJson {
         /// The route.
         path: String,
@@ -78,9 +80,7 @@ impl ClientError {
     /// What a person can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {
-            Self::Connect { address: Address::Unix(_), source }
-                if source.kind() == io::ErrorKind::PermissionDenied =>
-            {
+            Self::Connect { address: Address::Unix(_), source } if source.kind() == io::ErrorKind::PermissionDenied => {
                 Some("the socket belongs to root; try again as root".to_owned())
             }
             Self::Connect { .. } | Self::Silent { .. } => Some(

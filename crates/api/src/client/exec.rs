@@ -74,9 +74,8 @@ pub(super) async fn open(
     let upgraded = hyper::upgrade::on(http::Response::from_parts(parts, body))
         .await
         .map_err(|source| ClientError::Broken { path: path.to_owned(), source: Box::new(source) })?;
-    let limits = WebSocketConfig::default()
-        .max_message_size(Some(MAX_MESSAGE_BYTES))
-        .max_frame_size(Some(MAX_MESSAGE_BYTES));
+    let limits =
+        WebSocketConfig::default().max_message_size(Some(MAX_MESSAGE_BYTES)).max_frame_size(Some(MAX_MESSAGE_BYTES));
     let socket = WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Client, Some(limits)).await;
     let (sink, stream) = socket.split();
     let mut sender = ExecSender { sink };

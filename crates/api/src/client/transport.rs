@@ -48,7 +48,8 @@ async fn dial(address: &Address, tls: Option<&Arc<rustls::ClientConfig>>) -> Res
             let config = tls.ok_or_else(|| ClientError::NoCertificate { address: address.clone() })?;
             let stream = TcpStream::connect((host.as_str(), *port)).await.map_err(failed)?;
             stream.set_nodelay(true).map_err(failed)?;
-            let stream = TlsConnector::from(config.clone()).connect(controller_server_name(), stream).await.map_err(failed)?;
+            let stream =
+                TlsConnector::from(config.clone()).connect(controller_server_name(), stream).await.map_err(failed)?;
             Ok(Box::new(stream))
         }
     }
@@ -61,9 +62,9 @@ pub(super) async fn roundtrip(
     request: Request<Full<Bytes>>,
 ) -> Result<Answer, ClientError> {
     let path = request.uri().path().to_owned();
-    let stream = tokio::time::timeout(Duration::from_millis(CONNECT_TIMEOUT_MS), dial(address, tls)).await.map_err(
-        |_| ClientError::Connect { address: address.clone(), source: io::ErrorKind::TimedOut.into() },
-    )??;
+    let stream = tokio::time::timeout(Duration::from_millis(CONNECT_TIMEOUT_MS), dial(address, tls))
+        .await
+        .map_err(|_| ClientError::Connect { address: address.clone(), source: io::ErrorKind::TimedOut.into() })??;
     let broken = |source: hyper::Error| ClientError::Broken { path: path.clone(), source: Box::new(source) };
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     // An error of the connection also reaches whoever waits for the answer or its body.

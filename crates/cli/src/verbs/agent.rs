@@ -46,7 +46,8 @@ pub struct AgentArgs {
 }
 
 fn host_and_port(text: &str) -> Result<String, String> {
-    let port = text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
+    let port =
+        text.rsplit_once(':').filter(|(host, _)| !host.is_empty()).and_then(|(_, port)| port.parse::<u16>().ok());
     match port {
         Some(port) if port > 0 => Ok(text.to_owned()),
         _ => Err("write HOST:PORT, for example 10.0.0.2:7717".to_owned()),

@@ -61,7 +61,13 @@ fn show(printer: &Printer, checks: &[Check]) -> String {
     let rows = checks.iter().map(|check| {
         let way_out = check.way_out.as_deref().filter(|_| check.state != State::Ok);
         let text = |text: &str| text.to_owned();
-        vec![text(check.what), text(check.purpose), text(check.state.as_str()), check.found.clone(), human::or_dash(way_out)]
+        vec![
+            text(check.what),
+            text(check.purpose),
+            text(check.state.as_str()),
+            check.found.clone(),
+            human::or_dash(way_out),
+        ]
     });
     table(printer, &["WHAT", "NEEDED FOR", "STATE", "FOUND", "HOW TO GET IT"], rows)
 }

@@ -63,7 +63,9 @@ pub fn confirm(yes: bool, what: &str) -> Result<()> {
         return Ok(());
     }
     if !io::stdin().is_terminal() {
-        return Err(Failure::new(format!("nobody is here to be asked whether to {what}")).hint("`--yes` says so").into());
+        return Err(Failure::new(format!("nobody is here to be asked whether to {what}"))
+            .hint("`--yes` says so")
+            .into());
     }
     write!(io::stderr(), "{what}? [y/N] ").context("cannot ask")?;
     let mut answer = String::new();
@@ -91,10 +93,7 @@ fn list(printer: &Printer, all: &[EnvironmentView]) -> String {
 }
 
 fn show(printer: &Printer, env: &EnvironmentView) -> String {
-    let facts = [
-        ("environment", env.name.to_string()),
-        ("network", format!("{} (VXLAN {})", env.subnet, env.vni)),
-    ];
+    let facts = [("environment", env.name.to_string()), ("network", format!("{} (VXLAN {})", env.subnet, env.vni))];
     let layers = env.layers.iter().map(|layer| {
         vec![
             layer.name.to_string(),

@@ -135,7 +135,8 @@ pub fn run(global: &Global, printer: &Printer, verb: LabVerb) -> Result<u8> {
         }
         LabVerb::Kill(one) => {
             open(global, one.which)?.kill_daemon(one.node)?;
-            printer.say(format_args!("the daemon of {} is killed; `godwit lab start {}` starts it", one.node, one.node));
+            printer
+                .say(format_args!("the daemon of {} is killed; `godwit lab start {}` starts it", one.node, one.node));
         }
         LabVerb::Start(one) => {
             let lab = open(global, one.which)?;
@@ -171,7 +172,9 @@ fn existing(global: &Global, which: Which) -> Result<LabName> {
         [] => Ok(LabName::new(DEFAULT_NAME)?),
         several => {
             let names: Vec<&str> = several.iter().map(LabName::as_str).collect();
-            Err(Failure::new("there are several labs").hint(format!("`--name` says which: {}", names.join(", "))).into())
+            Err(Failure::new("there are several labs")
+                .hint(format!("`--name` says which: {}", names.join(", ")))
+                .into())
         }
     }
 }

@@ -111,7 +111,8 @@ fn cost_rows(summary: &Summary) -> Vec<(String, String)> {
         ("total time".to_owned(), human::millis(summary.total_ms)),
         ("downtime".to_owned(), human::millis(summary.downtime_ms)),
     ];
-    let part = |(part, ms): (&DowntimePart, &f64)| (format!("  {}", part.as_str()), format!("  {}", human::millis(*ms)));
+    let part =
+        |(part, ms): (&DowntimePart, &f64)| (format!("  {}", part.as_str()), format!("  {}", human::millis(*ms)));
     rows.extend(summary.downtime_parts.iter().map(part));
     let (memory, files) = (Bytes(summary.memory_bytes), Bytes(summary.file_bytes));
     rows.push(("sent".to_owned(), format!("{} (memory {memory}, files {files})", Bytes(summary.bytes_sent))));

@@ -51,23 +51,37 @@ fn an_environment_lives_and_goes() {
     let wrong = world.manifest(&SHOP.replace("    depends_on", "    privileged: true\n    depends_on"));
     let said = world.refused(1, &["env", "apply", "-f", wrong.to_str().unwrap()]);
     assert!(said.contains("compose.yaml:9:") && said.contains("privileged"), "{said}");
-    let same = |view: &Value| view["containers"].as_array().unwrap().iter().map(|c| c["id"].clone()).collect::<Vec<_>>();
+    let same =
+        |view: &Value| view["containers"].as_array().unwrap().iter().map(|c| c["id"].clone()).collect::<Vec<_>>();
     assert_eq!(same(&world.json(&["env", "show", "s"])), same(&before));
 
     // Names on every host, and published ports on every host whichever the container is on.
     for name in ["s/web-1", "s/web-2", "s/web-3"] {
-        let out = world.ok(&["exec", name, "--", "sh", "-c", "nslookup db 2>&1; nslookup db-1 2>&1; wget -qO- http://web-2/"]);
+        let out = world.ok(&[
+            "exec",
+            name,
+            "--",
+            "sh",
+            "-c",
+            "nslookup db 2>&1; nslookup db-1 2>&1; wget -qO- http://web-2/",
+        ]);
         let address = world.container("s/db-1").unwrap()["address"].as_str().unwrap().to_owned();
         assert!(out.matches(&address).count() >= 2 && out.contains("web-2"), "{name}: {out}");
     }
     for host in 1..=3 {
         let answers: Vec<String> = (0..12).filter_map(|_| get(&world, host)).collect();
         assert_eq!(answers.len(), 12, "h{host}\n{}", world.logs());
-        assert!(answers.iter().any(|a| *a != answers[0]), "h{host}: one connection after the other to another container");
+        assert!(
+            answers.iter().any(|a| *a != answers[0]),
+            "h{host}: one connection after the other to another container"
+        );
     }
 
     // localhost is each container's own.
-    let out = world.godwit(&["exec", "s/db-1", "--", "timeout", "3", "wget", "-qO-", "http://127.0.0.1:80/"]).output().unwrap();
+    let out = world
+        .godwit(&["exec", "s/db-1", "--", "timeout", "3", "wget", "-qO-", "http://127.0.0.1:80/"])
+        .output()
+        .unwrap();
     assert!(!out.status.success(), "{}", text(&out));
 
     // Logs, exit codes of exec, stop, start, remove.
@@ -83,7 +97,8 @@ fn an_environment_lives_and_goes() {
     // A change that needs another container keeps address, host and volume.
     let old = world.container("s/db-1").unwrap();
     world.apply(&SHOP.replace("echo ready", "echo again"));
-    let new = world.wait("s/db-1", "replaced", |c| c["id"] != old["id"] && c["state"] == "running" && c["health"] == "healthy");
+    let new = world
+        .wait("s/db-1", "replaced", |c| c["id"] != old["id"] && c["state"] == "running" && c["health"] == "healthy");
     assert_eq!((&new["address"], &new["host"]), (&old["address"], &old["host"]));
     assert_eq!(world.ok(&["exec", "s/db-1", "--", "cat", "/data/file"]), "kept\n");
 

@@ -136,9 +136,9 @@ impl Fault {
 
     fn only_on(&self, at: &str) {
         let wrong = || {
-            (1..=3).map(|n| (n, leftovers(&self.world, n))).find(|(n, left)| {
-                left.len() != usize::from(at == format!("h{n}"))
-            })
+            (1..=3)
+                .map(|n| (n, leftovers(&self.world, n)))
+                .find(|(n, left)| left.len() != usize::from(at == format!("h{n}")))
         };
         let clean = self.world.until(Duration::from_secs(10), || wrong().is_none().then_some(()));
         assert!(clean.is_some(), "it is on {at}, and yet: {:?}\n{}", wrong(), self.world.logs());
@@ -159,7 +159,10 @@ impl Fault {
 fn leftovers(world: &World, host: u32) -> Vec<String> {
     let names = |path: std::path::PathBuf| {
         let list = std::fs::read_dir(path).into_iter().flatten().flatten();
-        list.filter(|e| e.path().is_dir()).filter_map(|e| e.file_name().into_string().ok()).filter(|n| n != "keepers").collect::<Vec<_>>()
+        list.filter(|e| e.path().is_dir())
+            .filter_map(|e| e.file_name().into_string().ok())
+            .filter(|n| n != "keepers")
+            .collect::<Vec<_>>()
     };
     let mut all = names(world.lab.paths().host_state(Node::Host(host)).join("agent/containers"));
     for root in ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"] {
@@ -302,7 +305,8 @@ fn the_destination_has_too_little_disk() {
     let Some(fault) = Fault::begin("f-disk", 32, &["--link", "10gbit"]) else { return };
     // The destination's volumes are on a file system that is too small for the workload's files.
     let state = "/var/lib/godwit/agent/volumes";
-    let mounted = fault.world.lab.exec(Node::Host(fault.to), &["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", state]);
+    let mounted =
+        fault.world.lab.exec(Node::Host(fault.to), &["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", state]);
     assert!(mounted.unwrap().status().unwrap().success());
     let mut migrate = fault.start_move();
     let ended = fault.world.until(Duration::from_secs(60), || migrate.try_wait().unwrap());

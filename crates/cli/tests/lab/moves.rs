@@ -71,7 +71,10 @@ fn twenty_moves_in_a_row_lose_nothing() {
     downtimes.sort_by(f64::total_cmp);
     println!(
         "downtime ms: median {:.0}, {:.0} to {:.0}; longest client gap {:.0}",
-        downtimes[10], downtimes[0], downtimes[19], report["client_gap_ms"].as_f64().unwrap()
+        downtimes[10],
+        downtimes[0],
+        downtimes[19],
+        report["client_gap_ms"].as_f64().unwrap()
     );
     // One container, on one host, and nothing of it on the others.
     for number in 1..=3 {
@@ -123,8 +126,7 @@ fn redis_keeps_its_data_and_its_connection() {
     world.wait_healthy("p/cache-1");
     let address = format!("{}:6379", world.host_address(2));
     let workload = |verb| {
-        let output =
-            world.on_client(&[crate::world::GODWIT, "workload", verb, "--address", &address, "--mib", "64"]);
+        let output = world.on_client(&[crate::world::GODWIT, "workload", verb, "--address", &address, "--mib", "64"]);
         assert!(output.status.success(), "{}", crate::world::text(&output));
     };
     workload("redis-fill");
@@ -153,7 +155,12 @@ fn postgresql_fails_no_transaction() {
     assert!(init.status.success(), "{}", crate::world::text(&init));
     let bench = [&[pgbench.as_str(), "-c", "4", "-T", "3600", "-P", "1"], &common[..]].concat();
     let mut command = world.lab.exec(Node::Client, &bench).unwrap();
-    let mut bench = command.stdin(std::process::Stdio::null()).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    let mut bench = command
+        .stdin(std::process::Stdio::null())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
     let ask = |world: &World, query: &str| {
         let output = world.on_client(&[&["psql"], &common[..2], &["-U", "postgres", "-tAc", query, "shop"]].concat());
         assert!(output.status.success(), "{}", crate::world::text(&output));
@@ -172,7 +179,8 @@ fn postgresql_fails_no_transaction() {
     let said = crate::world::text(&output);
     assert!(!said.contains("error") && !said.contains("aborted") && !said.contains("failed: "), "{said}");
     assert!(said.lines().filter(|l| l.starts_with("progress: ")).count() >= 3, "{said}");
-    let count = ask(&world, "select (select sum(delta) from pgbench_history) = (select sum(abalance) from pgbench_accounts)");
+    let count =
+        ask(&world, "select (select sum(delta) from pgbench_history) = (select sum(abalance) from pgbench_accounts)");
     assert_eq!(count, "t", "every transaction is there once");
     world.down();
 }
@@ -203,7 +211,8 @@ fn what_cannot_move_is_refused_beforehand() {
         directory.path().display()
     ));
     world.wait_running("u/a-1");
-    let view = world.wait("u/a-1", "known not to be movable", |c| c["status"]["movable"]["because"] != serde_json::json!([]));
+    let view =
+        world.wait("u/a-1", "known not to be movable", |c| c["status"]["movable"]["because"] != serde_json::json!([]));
     let from = view["host"].as_str().unwrap();
     let said = world.refused(1, &["migrate", "u/a-1", "--to", if from == "h1" { "h2" } else { "h1" }]);
     assert!(said.contains("is a path of this host") && said.contains("named volume"), "{said}");

@@ -185,7 +185,8 @@ fn merge(into: &mut Value, from: Value) {
 }
 
 fn containers() -> Value {
-    let fixed = json!({"address": "10.64.16.3", "status": {"movable": {"because": ["it mounts /srv/www of its host"]}}});
+    let fixed =
+        json!({"address": "10.64.16.3", "status": {"movable": {"because": ["it mounts /srv/www of its host"]}}});
     let waiting = json!({"host": null, "address": "10.64.16.4", "message": "no host has 4 GiB free", "status": null});
     json!([
         container("db-1", "running", json!({})),
@@ -255,20 +256,26 @@ fn moved(id: &str) -> Value {
         "outcome": {"state": "moving"}, "progress": {"bytes_sent": 0, "bytes_total": 0, "rounds": 0}, "summary": null
     });
     match id {
-        DONE => merge(&mut value, json!({
-            "phase": "release", "outcome": {"state": "done"},
-            "summary": {
-                "total_ms": 4213.4, "downtime_ms": 87.26,
-                "downtime_parts": {"freeze": 2.1, "dump": 38.0, "transfer": 5.06, "restore": 36.0, "hand-over": 4.0,
-                    "activate": 2.1},
-                "bytes_sent": 1_170_000_000u64, "memory_bytes": 1_149_000_000u64, "file_bytes": 21_000_000u64,
-                "rounds": 3, "frames_parked": 12
-            }
-        })),
-        FAILED => merge(&mut value, json!({
-            "phase": "copy", "progress": {"bytes_sent": 500 << 20, "bytes_total": 1_149_000_000u64, "rounds": 1},
-            "outcome": {"state": "failed", "phase": "copy", "reason": "h2 went away"}
-        })),
+        DONE => merge(
+            &mut value,
+            json!({
+                "phase": "release", "outcome": {"state": "done"},
+                "summary": {
+                    "total_ms": 4213.4, "downtime_ms": 87.26,
+                    "downtime_parts": {"freeze": 2.1, "dump": 38.0, "transfer": 5.06, "restore": 36.0, "hand-over": 4.0,
+                        "activate": 2.1},
+                    "bytes_sent": 1_170_000_000u64, "memory_bytes": 1_149_000_000u64, "file_bytes": 21_000_000u64,
+                    "rounds": 3, "frames_parked": 12
+                }
+            }),
+        ),
+        FAILED => merge(
+            &mut value,
+            json!({
+                "phase": "copy", "progress": {"bytes_sent": 500 << 20, "bytes_total": 1_149_000_000u64, "rounds": 1},
+                "outcome": {"state": "failed", "phase": "copy", "reason": "h2 went away"}
+            }),
+        ),
         _ => {}
     }
     value
@@ -303,7 +310,8 @@ async fn watch_move(State(shared): State<Shared>, Path(id): Path<String>) -> Bod
         merge(&mut value, json!({"id": id, "phase": phase, "progress": progress}));
         Ok::<_, Infallible>(format!("{value}\n"))
     };
-    let steps = vec![step("prepare", 0, 0), step("copy", 300 << 20, 1), step("copy", total, 2), step("freeze", total, 3)];
+    let steps =
+        vec![step("prepare", 0, 0), step("copy", 300 << 20, 1), step("copy", total, 2), step("freeze", total, 3)];
     let end = match id.as_str() {
         SLOW => {
             let mut end = moved(FAILED);

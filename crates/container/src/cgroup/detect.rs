@@ -26,8 +26,7 @@ pub enum Hierarchies {
 impl Hierarchies {
     /// Looks at this process' mounts.
     pub fn detect() -> Result<Hierarchies, CgroupError> {
-        let text = std::fs::read_to_string("/proc/self/mountinfo")
-            .map_err(|source| CgroupError::Mounts { source })?;
+        let text = std::fs::read_to_string("/proc/self/mountinfo").map_err(|source| CgroupError::Mounts { source })?;
         Hierarchies::parse(&text).ok_or(CgroupError::NotMounted)
     }
 

@@ -44,9 +44,13 @@ pub enum CgroupError {
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("{path}: cannot read {text:?} as a number")]
     NotANumber { path: PathBuf, text: String },
-    #[error("memory limit of {limit_bytes} bytes is below what cgroup {path} cannot give back ({used_bytes} bytes in use)")]
+    #[error(
+        "memory limit of {limit_bytes} bytes is below what cgroup {path} cannot give back ({used_bytes} bytes in use)"
+    )]
     LimitBelowUse { path: String, limit_bytes: u64, used_bytes: u64 },
-    #[error("cgroup {path} has processes of its own, so version 2 lets it limit nothing below: move them into a cgroup below it, or make containers elsewhere")]
+    #[error(
+        "cgroup {path} has processes of its own, so version 2 lets it limit nothing below: move them into a cgroup below it, or make containers elsewhere"
+    )]
     InternalProcesses { path: PathBuf },
     #[error("cgroup {path} did not become {wanted} within {timeout_ms} ms")]
     Timeout { path: String, wanted: &'static str, timeout_ms: u64 },
@@ -104,9 +108,8 @@ impl Cgroup {
 
     /// Like [`Cgroup::open`], with known hierarchies.
     pub fn open_in(path: &str, hierarchies: Hierarchies) -> Result<Cgroup> {
-        let plain = path.strip_prefix('/').is_some_and(|rest| {
-            rest.split('/').all(|part| !matches!(part, "" | "." | ".."))
-        });
+        let plain =
+            path.strip_prefix('/').is_some_and(|rest| rest.split('/').all(|part| !matches!(part, "" | "." | "..")));
         if !plain {
             return Err(CgroupError::BadPath { path: path.to_owned() });
         }
@@ -275,8 +278,7 @@ impl Cgroup {
 
     fn controller(&self, name: &'static str) -> Result<PathBuf> {
         let root = self.hierarchies.controller(name);
-        root.map(|root| join(&root, &self.path))
-            .ok_or(CgroupError::NoController { controller: name })
+        root.map(|root| join(&root, &self.path)).ok_or(CgroupError::NoController { controller: name })
     }
 }
 
@@ -363,14 +365,15 @@ fn all_ended(mut pidfds: Vec<OwnedFd>, deadline: Instant, reap: &mut impl FnMut(
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text)
-        .map_err(|source| CgroupError::Io { action: "write", path: path.to_owned(), source })
+    std::fs::write(path, text).map_err(|source| CgroupError::Io { action: "write", path: path.to_owned(), source })
 }
 
 fn read(path: &Path) -> Result<String> {
-    std::fs::read_to_string(path)
-        .map(|text| text.trim_end().to_owned())
-        .map_err(|source| CgroupError::Io { action: "read", path: path.to_owned(), source })
+    std::fs::read_to_string(path).map(|text| text.trim_end().to_owned()).map_err(|source| CgroupError::Io {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })
 }
 
 fn read_number(path: &Path) -> Result<u64> {

@@ -2,9 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{
-    Cgroup, CgroupError, FREEZE_TIMEOUT_MS, Result, Usage, pause, read, read_key, read_number, write,
-};
+use super::{Cgroup, CgroupError, FREEZE_TIMEOUT_MS, Result, Usage, pause, read, read_key, read_number, write};
 use crate::spec::Resources;
 
 /// Scheduling period; the quota is a share of it.
@@ -31,8 +29,7 @@ const DEVICES: [&str; 8] = [
 
 pub fn make(cgroup: &Cgroup) -> Result<()> {
     for path in cgroup.directories() {
-        std::fs::create_dir_all(&path)
-            .map_err(|source| CgroupError::Io { action: "create", path, source })?;
+        std::fs::create_dir_all(&path).map_err(|source| CgroupError::Io { action: "create", path, source })?;
     }
     Ok(())
 }
@@ -70,9 +67,7 @@ fn set_memory(cgroup: &Cgroup, limit_bytes: Option<u64>) -> Result<()> {
         let _ = write(&with_swap, &limit);
     }
     match write(&dir.join("memory.limit_in_bytes"), &limit) {
-        Err(CgroupError::Io { source, .. })
-            if source.raw_os_error() == Some(nix::libc::EBUSY) =>
-        {
+        Err(CgroupError::Io { source, .. }) if source.raw_os_error() == Some(nix::libc::EBUSY) => {
             return Err(CgroupError::LimitBelowUse {
                 path: cgroup.path.clone(),
                 limit_bytes: limit_bytes.unwrap_or(u64::MAX),

@@ -8,8 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    Cgroup, CgroupError, DELETE_TIMEOUT_MS, FREEZE_TIMEOUT_MS, Result, Usage, gone, read, read_key,
-    read_number, write,
+    Cgroup, CgroupError, DELETE_TIMEOUT_MS, FREEZE_TIMEOUT_MS, Result, Usage, gone, read, read_key, read_number, write,
 };
 use crate::spec::Resources;
 
@@ -30,11 +29,7 @@ pub fn make(cgroup: &Cgroup) -> Result<()> {
         here.push(part);
         match std::fs::create_dir(&here) {
             Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-            other => other.map_err(|source| CgroupError::Io {
-                action: "create",
-                path: here.clone(),
-                source,
-            })?,
+            other => other.map_err(|source| CgroupError::Io { action: "create", path: here.clone(), source })?,
         }
     }
     Ok(())
@@ -212,11 +207,7 @@ mod tests {
         std::fs::write(own.join("memory.current"), "4096").unwrap();
         make(&cgroup).unwrap();
         assert_eq!(read(&root.join("godwit/cgroup.subtree_control")).unwrap(), "+pids");
-        let limits = Resources {
-            memory_bytes: Some(1 << 20),
-            cpu_millis: Some(1500),
-            pids_max: None,
-        };
+        let limits = Resources { memory_bytes: Some(1 << 20), cpu_millis: Some(1500), pids_max: None };
         set(&cgroup, &limits).unwrap();
         assert_eq!(read(&own.join("memory.max")).unwrap(), "1048576");
         assert_eq!(read(&own.join("memory.swap.max")).unwrap(), "0");

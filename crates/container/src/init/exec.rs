@@ -83,8 +83,7 @@ fn join_and_start(
             | libc::CLONE_NEWNET
             | libc::CLONE_NEWCGROUP) as u32,
     );
-    move_into_thread_name_spaces(container.as_fd(), all)
-        .map_err(InitError::at("join the container's namespaces"))?;
+    move_into_thread_name_spaces(container.as_fd(), all).map_err(InitError::at("join the container's namespaces"))?;
     drop(container);
     // The pid namespace holds for children only, hence one more process.
     // SAFETY: this process has one thread.
@@ -142,8 +141,8 @@ fn open_terminal(size: WindowSize, uid: u32) -> Result<(OwnedFd, OwnedFd), InitE
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
     let master = rustix::fs::open("/dev/pts/ptmx", flags, Mode::empty()).map_err(failed())?;
     unlockpt(&master).map_err(failed())?;
-    let slave = ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC)
-        .map_err(failed())?;
+    let slave =
+        ioctl_tiocgptpeer(&master, OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).map_err(failed())?;
     let size = rustix::termios::Winsize { ws_row: size.rows, ws_col: size.columns, ws_xpixel: 0, ws_ypixel: 0 };
     tcsetwinsize(&master, size).map_err(failed())?;
     rustix::fs::fchown(&slave, Some(rustix::fs::Uid::from_raw(uid)), None).map_err(failed())?;

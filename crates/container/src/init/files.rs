@@ -8,9 +8,9 @@ use std::path::Path;
 use nix::libc;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags,
-    OpenTreeFlags, UnmountFlags, fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount,
-    fsopen, mount_change, move_mount, open_tree, unmount,
+    FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+    fsconfig_create, fsconfig_set_flag, fsconfig_set_string, fsmount, fsopen, mount_change, move_mount, open_tree,
+    unmount,
 };
 
 use super::{InitError, identity};
@@ -49,7 +49,8 @@ pub fn build(spec: &LaunchSpec, mounts: Vec<Detached>) -> Result<(), InitError> 
     identity::become_root_inside()?;
 
     // The kernel lets a user namespace mount these only while the host's are in sight.
-    let quiet = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    let quiet =
+        MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     let proc = new_filesystem("proc", &[], quiet)?;
     let sys = new_filesystem("sysfs", &[], quiet | MountAttrFlags::MOUNT_ATTR_RDONLY)?;
 
@@ -194,12 +195,8 @@ fn write_etc_file(file: &EtcFile) -> Result<(), InitError> {
     let failed = || InitError::at(format!("write {path}"));
     make_directories("/etc")?;
     let _ = std::fs::remove_file(&temporary);
-    let mut out = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(&temporary)
-        .map_err(failed())?;
+    let mut out =
+        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&temporary).map_err(failed())?;
     out.write_all(file.content.as_bytes()).map_err(failed())?;
     std::fs::rename(&temporary, &path).map_err(failed())
 }

@@ -184,10 +184,8 @@ fn find_program(argv: &[String], env: &[String]) -> Result<PathBuf, InitError> {
         };
     }
     let path = env.iter().find_map(|entry| entry.strip_prefix("PATH=")).unwrap_or(DEFAULT_PATH);
-    let executable = |candidate: &PathBuf| {
-        candidate.is_file()
-            && rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK).is_ok()
-    };
+    let executable =
+        |candidate: &PathBuf| candidate.is_file() && rustix::fs::access(candidate, rustix::fs::Access::EXEC_OK).is_ok();
     path.split(':')
         .filter(|dir| !dir.is_empty())
         .map(|dir| Path::new(OsStr::new(dir)).join(name))

@@ -89,8 +89,11 @@ pub(crate) fn note(text: &str) {
 fn detach(dir: &Path) -> Result<i32, KeeperError> {
     sys::close_all_except(3, &[]).map_err(process("close inherited files"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-    std::env::set_current_dir(dir)
-        .map_err(|source| KeeperError::File { action: "enter", path: dir.to_owned(), source })?;
+    std::env::set_current_dir(dir).map_err(|source| KeeperError::File {
+        action: "enter",
+        path: dir.to_owned(),
+        source,
+    })?;
     let dir = std::env::current_dir().map_err(process("learn the directory's path"))?;
     let lock = take_lock(&dir)?;
     let spec = LaunchSpec::load(&dir)?;
@@ -130,11 +133,7 @@ fn take_lock(dir: &Path) -> Result<File, KeeperError> {
         let path = path.clone();
         move |source| KeeperError::File { action, path, source }
     };
-    let lock = OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(&path)
-        .map_err(failed("open"))?;
+    let lock = OpenOptions::new().create(true).append(true).open(&path).map_err(failed("open"))?;
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(lock),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(KeeperError::Held { path }),

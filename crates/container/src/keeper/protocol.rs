@@ -42,42 +42,68 @@ pub enum Request {
     /// [`Event::Resumed`] (or [`Event::RestoreFailed`]) follow.
     Restore(RestoreSpec),
     /// The agent's word at [`Event::RestoreNetwork`] and [`Event::Restored`]: go on, or give up.
-    RestoreProceed { go_on: bool },
+    RestoreProceed {
+        go_on: bool,
+    },
     /// Sends a signal number to pid 1.
-    Signal { signal: i32 },
+    Signal {
+        signal: i32,
+    },
     /// Starts a command in the running container.
     Exec(ExecSpec),
     /// Sends a signal number to a command.
-    SignalExec { exec_id: u64, signal: i32 },
+    SignalExec {
+        exec_id: u64,
+        signal: i32,
+    },
     Status,
     /// Ends the keeper; with `kill` also a container that still runs, else that is refused.
-    Quit { kill: bool },
+    Quit {
+        kill: bool,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Reply {
-    Created { pid: u32 },
+    Created {
+        pid: u32,
+    },
     Started,
     /// With a terminal one descriptor (its master), else three (stdin, stdout, stderr).
-    Exec { exec_id: u64 },
+    Exec {
+        exec_id: u64,
+    },
     Status(State),
     Done,
     /// Nothing was changed; the sentence says why.
-    Failed { error: String },
+    Failed {
+        error: String,
+    },
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Event {
     /// The restored container's network namespace exists, nothing is in it yet.
-    RestoreNetwork { pid: u32 },
+    RestoreNetwork {
+        pid: u32,
+    },
     /// Everything is restored, nothing runs.
-    Restored { pid: u32 },
+    Restored {
+        pid: u32,
+    },
     /// It runs.
-    Resumed { pid: u32 },
+    Resumed {
+        pid: u32,
+    },
     /// It could not be restored; nothing of it is left.
-    RestoreFailed { error: String },
+    RestoreFailed {
+        error: String,
+    },
     Exited(Exit),
-    ExecExited { exec_id: u64, exit: Exit },
+    ExecExited {
+        exec_id: u64,
+        exit: Exit,
+    },
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

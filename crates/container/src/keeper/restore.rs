@@ -60,18 +60,14 @@ impl Keeper {
 
     fn start_criu(&self, from: &RestoreSpec) -> Result<Restoring, String> {
         mounts::prepare_sources(&self.dir, self.spec.id_base).map_err(|e| chain(&e))?;
-        let cgroup = Cgroup::create(&self.spec.cgroup_parent, &self.spec.id, &self.spec.resources)
-            .map_err(|e| chain(&e))?;
+        let cgroup =
+            Cgroup::create(&self.spec.cgroup_parent, &self.spec.id, &self.spec.resources).map_err(|e| chain(&e))?;
         let (output, [stdout, stderr]) = output_pipes(&self.spec).map_err(|e| chain(&e))?;
-        let passed =
-            [(STDOUT_FD, stdout), (STDERR_FD, stderr)].map(|(number, fd)| PassedFd { number, fd });
+        let passed = [(STDOUT_FD, stdout), (STDERR_FD, stderr)].map(|(number, fd)| PassedFd { number, fd });
         let criu = Criu::at(&from.criu).map_err(|e| chain(&e))?;
         let pipe = |inode: Option<u64>, fd| inode.map(|inode| StdioPipe { inode, fd });
         let options = RestoreOptions {
-            directories: Directories {
-                images: from.images_dir.clone(),
-                work: from.work_dir.clone(),
-            },
+            directories: Directories { images: from.images_dir.clone(), work: from.work_dir.clone() },
             root: self.spec.rootfs.clone(),
             external_mounts: mounts::external_mounts(&self.spec, &self.dir)
                 .into_iter()
@@ -127,8 +123,8 @@ impl Keeper {
     fn restored(&mut self, pid: u32) -> Result<(), String> {
         let Some(restoring) = &mut self.restoring else { return Ok(()) };
         let raw = Pid::from_raw(pid.cast_signed()).ok_or("criu named no process")?;
-        let pidfd = pidfd_open(raw, PidfdFlags::empty())
-            .map_err(|e| format!("cannot hold the restored process {pid}: {e}"))?;
+        let pidfd =
+            pidfd_open(raw, PidfdFlags::empty()).map_err(|e| format!("cannot hold the restored process {pid}: {e}"))?;
         mounts::set_restored_attributes(&self.spec, &self.dir, pidfd.as_fd()).map_err(|e| chain(&e))?;
         restoring.waiting = true;
         let cgroup = restoring.cgroup.clone();
@@ -177,10 +173,7 @@ fn cgroup_roots(cgroup: &Cgroup) -> Vec<CgroupRoot> {
     if controllers.is_empty() {
         return vec![CgroupRoot { controller: None, path }];
     }
-    controllers
-        .into_iter()
-        .map(|name| CgroupRoot { controller: Some(name), path: path.clone() })
-        .collect()
+    controllers.into_iter().map(|name| CgroupRoot { controller: Some(name), path: path.clone() }).collect()
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@ use super::connection::Connection;
 use super::exec::{self, Command};
 use super::launch::{self, Created};
 use super::protocol::{Call, Event, Message, Reply, Request};
-use super::state::{self, Exit, Phase, State, unix_ms_now};
 use super::restore::Restoring;
+use super::state::{self, Exit, Phase, State, unix_ms_now};
 use super::{KeeperError, chain, note, process};
 use crate::cgroup::Cgroup;
 use crate::log::{LogWriter, Stream};
@@ -146,10 +146,7 @@ impl Keeper {
     /// The sources that have something to say.
     fn wait(&self, timeout: Option<Duration>) -> Result<Vec<Source>, KeeperError> {
         let mut sources = vec![Source::Children, Source::Listener];
-        let mut fds = vec![
-            PollFd::new(&self.children, PollFlags::IN),
-            PollFd::new(&self.listener, PollFlags::IN),
-        ];
+        let mut fds = vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
         if let Some(agent) = &self.agent {
             let write = if agent.wants_to_write() { PollFlags::OUT } else { PollFlags::empty() };
             sources.push(Source::Agent);
@@ -321,8 +318,8 @@ impl Keeper {
             return Err("the container is frozen: try again when it runs".into());
         }
         let id = self.next_exec_id;
-        let (command, fds) = exec::start(id, spec, &init.pidfd, &init.cgroup, self.spec.id_base)
-            .map_err(|error| chain(&error))?;
+        let (command, fds) =
+            exec::start(id, spec, &init.pidfd, &init.cgroup, self.spec.id_base).map_err(|error| chain(&error))?;
         self.next_exec_id += 1;
         self.commands.push(command);
         self.count_commands();

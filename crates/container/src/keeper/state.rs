@@ -105,9 +105,7 @@ fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, StateError> 
     };
     let mut text = Vec::new();
     file.take(MAX_FILE_BYTES).read_to_end(&mut text).map_err(failed)?;
-    serde_json::from_slice(&text)
-        .map(Some)
-        .map_err(|source| StateError::Parse { path: path.to_owned(), source })
+    serde_json::from_slice(&text).map(Some).map_err(|source| StateError::Parse { path: path.to_owned(), source })
 }
 
 /// Writes a file so that a reader sees the old or the new content and a crash loses neither.

@@ -55,11 +55,7 @@ impl LogLine {
 
 /// The last `tail` lines (all that are kept, up to [`MAX_LINES`], without it) that are not older
 /// than `since`, oldest first. A container that wrote nothing has none.
-pub fn read_logs(
-    dir: &Path,
-    tail: Option<usize>,
-    since: Option<Timestamp>,
-) -> Result<Vec<LogLine>, ReadLogError> {
+pub fn read_logs(dir: &Path, tail: Option<usize>, since: Option<Timestamp>) -> Result<Vec<LogLine>, ReadLogError> {
     let keep = tail.unwrap_or(MAX_LINES).min(MAX_LINES);
     let mut lines = VecDeque::new();
     let files = (0..MAX_FILES).take_while(|age| log_file(dir, *age).exists()).count() as u32;
@@ -72,9 +68,7 @@ pub fn read_logs(
             Err(source) => return Err(ReadLogError { path, source }),
         };
         let mut reader = BufReader::new(file);
-        while let Some(line) =
-            next_line(&mut reader).map_err(|source| ReadLogError { path: path.clone(), source })?
-        {
+        while let Some(line) = next_line(&mut reader).map_err(|source| ReadLogError { path: path.clone(), source })? {
             let Some(line) = LogLine::parse(&line) else { continue };
             if since.is_some_and(|since| line.time < since) {
                 continue;
@@ -140,11 +134,9 @@ impl LogFollower {
         if !lines.is_empty() {
             return Ok(lines);
         }
-        let timeout = Timespec::try_from(timeout)
-            .map_err(|_| failed(io::Error::from(io::ErrorKind::InvalidInput)))?;
+        let timeout = Timespec::try_from(timeout).map_err(|_| failed(io::Error::from(io::ErrorKind::InvalidInput)))?;
         let mut fds = [PollFd::new(&self.watch, PollFlags::IN)];
-        rustix::io::retry_on_intr(|| poll(&mut fds, Some(&timeout)))
-            .map_err(|error| failed(error.into()))?;
+        rustix::io::retry_on_intr(|| poll(&mut fds, Some(&timeout))).map_err(|error| failed(error.into()))?;
         let mut buffer = [MaybeUninit::uninit(); 4096];
         let mut events = inotify::Reader::new(&self.watch, &mut buffer);
         while events.next().is_ok() {}

@@ -9,9 +9,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid,
-    chownat, fchmod, fstat, futimens, mkdirat, openat, openat2, readlinkat, statat, symlinkat,
-    unlinkat,
+    AtFlags, CWD, Dir, FileType, Gid, Mode, OFlags, ResolveFlags, Stat, Timespec, Timestamps, Uid, chownat, fchmod,
+    fstat, futimens, mkdirat, openat, openat2, readlinkat, statat, symlinkat, unlinkat,
 };
 
 /// Most files and directories copied.
@@ -162,8 +161,8 @@ fn take_over(target: &OwnedFd, stat: &Stat) -> rustix::io::Result<()> {
     fchmod(target, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
     let time = |seconds, nanoseconds| Timespec { tv_sec: seconds, tv_nsec: nanoseconds };
     let times = Timestamps {
-        last_access: time(stat.st_atime as i64, stat.st_atime_nsec as _),
-        last_modification: time(stat.st_mtime as i64, stat.st_mtime_nsec as _),
+        last_access: time(stat.st_atime, stat.st_atime_nsec as _),
+        last_modification: time(stat.st_mtime, stat.st_mtime_nsec as _),
     };
     futimens(target, &times)
 }

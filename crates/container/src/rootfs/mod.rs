@@ -16,9 +16,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Gid, Uid};
-use rustix::mount::{
-    MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree, unmount,
-};
+use rustix::mount::{MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags, mount, move_mount, open_tree, unmount};
 
 pub use copy::{CopyError, copy_image_dir_to_volume};
 pub use idmap::UserNamespaceError;
@@ -47,15 +45,21 @@ pub enum RootFsError {
     Layers { count: usize },
     #[error("{path} cannot be an overlay directory: it has one of the characters : , \\ in its name")]
     Name { path: PathBuf },
-    #[error("{count} layers need {bytes} bytes of mount options, more than {MAX_OPTIONS_BYTES}: use a shorter state directory")]
+    #[error(
+        "{count} layers need {bytes} bytes of mount options, more than {MAX_OPTIONS_BYTES}: use a shorter state directory"
+    )]
     TooLong { count: usize, bytes: usize },
     #[error("cannot {action} {path}")]
     Io { action: &'static str, path: PathBuf, source: io::Error },
     #[error("cannot make a user namespace for ids from {id_base}")]
     UserNamespace { id_base: u32, source: UserNamespaceError },
-    #[error("the file system of {path} cannot show files with other ids: keep layers on ext4, xfs or btrfs with Linux 5.19 or later")]
+    #[error(
+        "the file system of {path} cannot show files with other ids: keep layers on ext4, xfs or btrfs with Linux 5.19 or later"
+    )]
     NotIdmappable { path: PathBuf, source: io::Error },
-    #[error("cannot mount the overlay {path}: its directories need a file system with extended attributes (ext4, xfs, btrfs)")]
+    #[error(
+        "cannot mount the overlay {path}: its directories need a file system with extended attributes (ext4, xfs, btrfs)"
+    )]
     Overlay { path: PathBuf, source: io::Error },
     #[error("{path} is still mounted")]
     StillMounted { path: PathBuf },
@@ -119,8 +123,7 @@ impl RootFs {
             let tree = open_tree(CWD, layer, flags).map_err(at("take layer", layer))?;
             mount_setattr(tree.as_fd(), MountAttributes::default(), Some(userns.as_fd()))
                 .map_err(|source| RootFsError::NotIdmappable { path: layer.clone(), source })?;
-            move_mount(&tree, "", CWD, &path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-                .map_err(at("mount", &path))?;
+            move_mount(&tree, "", CWD, &path, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).map_err(at("mount", &path))?;
             lower.push(path);
         }
         Ok(lower)

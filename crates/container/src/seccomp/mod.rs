@@ -217,7 +217,14 @@ mod tests {
     #[test]
     fn no_call_is_in_two_lists_and_the_program_fits() {
         let mut all: Vec<c_long> = [table::ALLOWED, table::ALLOWED_HERE, table::REFUSED, table::REFUSED_HERE].concat();
-        let with_rules = [libc::SYS_clone, libc::SYS_unshare, libc::SYS_socket, libc::SYS_personality, libc::SYS_ioctl, libc::SYS_seccomp];
+        let with_rules = [
+            libc::SYS_clone,
+            libc::SYS_unshare,
+            libc::SYS_socket,
+            libc::SYS_personality,
+            libc::SYS_ioctl,
+            libc::SYS_seccomp,
+        ];
         all.extend(with_rules);
         let count = all.len();
         all.sort_unstable();

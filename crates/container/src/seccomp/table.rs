@@ -344,14 +344,8 @@ pub const REFUSED: &[c_long] = &[
 
 /// Older forms that only this architecture has.
 #[cfg(target_arch = "x86_64")]
-pub const REFUSED_HERE: &[c_long] = &[
-    libc::SYS__sysctl,
-    libc::SYS_ioperm,
-    libc::SYS_iopl,
-    libc::SYS_sysfs,
-    libc::SYS_uselib,
-    libc::SYS_ustat,
-];
+pub const REFUSED_HERE: &[c_long] =
+    &[libc::SYS__sysctl, libc::SYS_ioperm, libc::SYS_iopl, libc::SYS_sysfs, libc::SYS_uselib, libc::SYS_ustat];
 
 #[cfg(not(target_arch = "x86_64"))]
 pub const REFUSED_HERE: &[c_long] = &[];

@@ -49,7 +49,7 @@ impl World {
         let rootfs = RootFs { layers: vec![layer], dir };
         let id_base = 200_000;
         let path = rootfs.mount(id_base).unwrap();
-        let parent = format!("/godwit-test/{unique}");
+        let parent = format!("/godwit-test-{unique}");
         let spec = LaunchSpec {
             id: format!("{:012x}", std::process::id()),
             hostname: "box-1".into(),

@@ -20,7 +20,9 @@ pub enum ApplyError {
     OtherName { path: EnvName, manifest: EnvName },
     #[error("the environment has {containers} containers; {MAX_CONTAINERS} is the most")]
     TooMany { containers: u64 },
-    #[error("this would change {changes} containers at once; {MAX_CONTAINERS} is the most: remove or add layers in several steps")]
+    #[error(
+        "this would change {changes} containers at once; {MAX_CONTAINERS} is the most: remove or add layers in several steps"
+    )]
     TooManyChanges { changes: usize },
     #[error("the layer {layer} depends on {on}, which the environment does not have")]
     UnknownDependency { layer: LayerName, on: LayerName },

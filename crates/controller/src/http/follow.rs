@@ -65,10 +65,7 @@ pub struct EventsParams {
     follow: bool,
 }
 
-pub async fn events(
-    State(api): State<Api>,
-    Params(EventsParams { since, follow }): Params<EventsParams>,
-) -> Response {
+pub async fn events(State(api): State<Api>, Params(EventsParams { since, follow }): Params<EventsParams>) -> Response {
     let mut world = api.core.state.follow();
     lines::answer(&api, |out| async move {
         let mut told = since;

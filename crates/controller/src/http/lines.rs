@@ -85,8 +85,7 @@ where
             let _ = timeout(Duration::from_millis(LAST_LINE_TIMEOUT_MS), queue.send(line)).await;
         }
     });
-    let body = stream::unfold(lines, |mut lines| async {
-        lines.recv().await.map(|line| (Ok::<_, Infallible>(line), lines))
-    });
+    let body =
+        stream::unfold(lines, |mut lines| async { lines.recv().await.map(|line| (Ok::<_, Infallible>(line), lines)) });
     ([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(body)).into_response()
 }

@@ -107,10 +107,8 @@ fn agents() -> Router<Api> {
 async fn people_only(request: Request, next: Next) -> Response {
     let refused = match request.extensions().get::<Peer>() {
         Some(Peer::Local | Peer::Tls(Some(PeerName::Admin))) => return next.run(request).await,
-        Some(Peer::Tls(None)) => {
-            ApiError::new(StatusCode::UNAUTHORIZED, "this route needs the admin's certificate")
-                .hint("the controller keeps it as `admin` in its state directory")
-        }
+        Some(Peer::Tls(None)) => ApiError::new(StatusCode::UNAUTHORIZED, "this route needs the admin's certificate")
+            .hint("the controller keeps it as `admin` in its state directory"),
         Some(Peer::Tls(Some(PeerName::Host(host)))) => {
             let text = format!("this route is for people; the certificate names the host {host}");
             ApiError::new(StatusCode::FORBIDDEN, text)

@@ -43,13 +43,17 @@ const KEEPALIVE_PROBES: u32 = 3;
 /// People on this machine, until the controller ends.
 pub async fn serve_unix(api: Api, listener: UnixListener) {
     let router = router(api.clone());
-    accept_all(&api, || listener.accept(), |(stream, _), permit| {
-        let (router, stop) = (router.clone(), api.stop.clone());
-        async move {
-            let _permit = permit;
-            serve(router, stream, Peer::Local, stop).await;
-        }
-    })
+    accept_all(
+        &api,
+        || listener.accept(),
+        |(stream, _), permit| {
+            let (router, stop) = (router.clone(), api.stop.clone());
+            async move {
+                let _permit = permit;
+                serve(router, stream, Peer::Local, stop).await;
+            }
+        },
+    )
     .await;
 }
 
@@ -57,23 +61,24 @@ pub async fn serve_unix(api: Api, listener: UnixListener) {
 pub async fn serve_tls(api: Api, listener: TcpListener, tls: Arc<rustls::ServerConfig>) {
     let router = router(api.clone());
     let acceptor = TlsAcceptor::from(tls);
-    accept_all(&api, || listener.accept(), |(stream, address), permit| {
-        let (router, stop, acceptor) = (router.clone(), api.stop.clone(), acceptor.clone());
-        async move {
-            let _permit = permit;
-            if let Err(error) = serve_one_tls(router, acceptor, stream, stop).await {
-                tracing::debug!(%address, error, "a connection was refused");
+    accept_all(
+        &api,
+        || listener.accept(),
+        |(stream, address), permit| {
+            let (router, stop, acceptor) = (router.clone(), api.stop.clone(), acceptor.clone());
+            async move {
+                let _permit = permit;
+                if let Err(error) = serve_one_tls(router, acceptor, stream, stop).await {
+                    tracing::debug!(%address, error, "a connection was refused");
+                }
             }
-        }
-    })
+        },
+    )
     .await;
 }
 
-async fn accept_all<T, A, W>(
-    api: &Api,
-    accept: impl Fn() -> A,
-    serve: impl Fn(T, OwnedSemaphorePermit) -> W,
-) where
+async fn accept_all<T, A, W>(api: &Api, accept: impl Fn() -> A, serve: impl Fn(T, OwnedSemaphorePermit) -> W)
+where
     A: Future<Output = io::Result<T>>,
     W: Future<Output = ()> + Send + 'static,
 {

@@ -52,8 +52,15 @@ pub async fn serve(core: Arc<Core>, host: HostName, mut socket: WebSocket) {
     tracing::info!(%host, "linked");
     let (told, telling) = mpsc::channel(QUEUE_EVENTS);
     let recorder = tokio::spawn(record(Arc::clone(&core), host.clone(), telling));
-    let mut link =
-        Link { core: Arc::clone(&core), host: host.clone(), number, last: None, pending: HashMap::new(), last_request: 0, told };
+    let mut link = Link {
+        core: Arc::clone(&core),
+        host: host.clone(),
+        number,
+        last: None,
+        pending: HashMap::new(),
+        last_request: 0,
+        told,
+    };
     let reason = link.run(&mut socket, queue).await;
     let Link { told, .. } = link;
     if core.links.close(&host, number) {
@@ -79,7 +86,10 @@ async fn hello(host: &HostName, socket: &mut WebSocket) -> Result<HostFacts, Err
                 return Err(ErrorBody::new(text).with_hint("upgrade the older of both"));
             }
             if facts.name != *host {
-                return Err(ErrorBody::new(format!("the agent calls itself {}, its certificate says {host}", facts.name)));
+                return Err(ErrorBody::new(format!(
+                    "the agent calls itself {}, its certificate says {host}",
+                    facts.name
+                )));
             }
             Ok(*facts)
         }

@@ -1,19 +1,19 @@
 //! Whether a container may be moved to a host, by everything that is known before anything changes.
 
-use godwit_model::container::{ContainerState, ContainerStatus};
+use godwit_model::container::{ContainerState, ContainerStatus, Movable};
 use godwit_model::host::HostFacts;
 
 /// Processor features whose absence is told by name; the rest is counted.
 const NAMED_FEATURES: usize = 5;
 
-/// What speaks against moving the container as it is now.
-pub fn of_container(status: Option<&ContainerStatus>) -> Vec<String> {
+/// What speaks against moving the container as it is now; `seen` is newer than its status.
+pub fn of_container(status: Option<&ContainerStatus>, seen: Option<&Movable>) -> Vec<String> {
     let Some(status) = status else { return vec!["its host has not reported it yet".to_owned()] };
     let mut because = Vec::new();
     if status.state != ContainerState::Running {
         because.push(format!("it does not run (it is {})", status.state.as_str()));
     }
-    because.extend(status.movable.because.iter().cloned());
+    because.extend(seen.unwrap_or(&status.movable).because.iter().cloned());
     because
 }
 
@@ -84,6 +84,6 @@ mod tests {
 
     #[test]
     fn what_nobody_reports_is_not_moved() {
-        assert_eq!(of_container(None).len(), 1);
+        assert_eq!(of_container(None, None).len(), 1);
     }
 }

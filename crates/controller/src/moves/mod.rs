@@ -72,7 +72,9 @@ impl Moves {
                 self.advance(id, *phase, Some(*progress));
                 return;
             }
-            FromAgent::MoveFrozen { id } | FromAgent::MoveReady { id, .. } | FromAgent::MoveFailed { id, .. } => id.clone(),
+            FromAgent::MoveFrozen { id } | FromAgent::MoveReady { id, .. } | FromAgent::MoveFailed { id, .. } => {
+                id.clone()
+            }
             _ => return,
         };
         let inbox = locked(&self.live).get(&id).map(|live| live.inbox.clone());

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use godwit_api::link::{Reply, Request};
+use godwit_model::container::Movable;
 use godwit_model::event::EventKind;
 use godwit_model::migration::{Move, Outcome, Phase, Progress};
-use godwit_model::{ContainerName, HostName, MoveId};
+use godwit_model::{ContainerId, ContainerName, HostName, MoveId};
 use thiserror::Error;
 
 use super::{check, saga};
@@ -12,6 +14,9 @@ use crate::core::Core;
 use crate::reconcile::view;
 use crate::state::records::ContainerRecord;
 use crate::state::{About, StateError, Tx, Versioned, World, now_ms};
+
+/// How long the host may take to look at its container, in milliseconds; after it the last report counts.
+const EXAMINE_TIMEOUT_MS: u64 = 3_000;
 
 /// Why a move was not begun, or not taken back.
 #[derive(Debug, Error)]
@@ -34,6 +39,7 @@ pub enum MoveError {
 /// this returns.
 pub async fn request(core: &Arc<Core>, name: &ContainerName, to: Option<HostName>) -> Result<Move, MoveError> {
     let id = MoveId::random();
+    let seen = examine(core, name).await;
     core.moves.begin(&id);
     let decide = |world: &World| {
         let old = world.containers.get(name).filter(|c| !c.removed);
@@ -41,7 +47,7 @@ pub async fn request(core: &Arc<Core>, name: &ContainerName, to: Option<HostName
         if world.open_moves().any(|m| m.container == old.spec.id) {
             return Err(MoveError::Busy { name: name.clone() });
         }
-        let (from, to) = decide_hosts(core, world, old, to.as_ref())?;
+        let (from, to) = decide_hosts(core, world, old, to.as_ref(), seen.as_ref())?;
         let begun = Move {
             id: id.clone(),
             container: old.spec.id.clone(),
@@ -72,11 +78,25 @@ pub async fn request(core: &Arc<Core>, name: &ContainerName, to: Option<HostName
     Ok(begun)
 }
 
+/// What its host sees of the container at this moment: reports are up to two seconds old, and a person who has just
+/// ended a session must not be told that it is open. `None` where the host does not say.
+async fn examine(core: &Core, name: &ContainerName) -> Option<(ContainerId, Movable)> {
+    let world = core.state.world();
+    let record = world.containers.get(name).filter(|c| !c.removed)?;
+    let container = record.spec.id.clone();
+    let request = Request::Examine { container: container.clone() };
+    match core.links.ask_within(record.owner()?, request, EXAMINE_TIMEOUT_MS).await {
+        Ok(Reply::Examined { movable }) => Some((container, movable)),
+        _ => None,
+    }
+}
+
 fn decide_hosts(
     core: &Core,
     world: &World,
     old: &Versioned<ContainerRecord>,
     to: Option<&HostName>,
+    seen: Option<&(ContainerId, Movable)>,
 ) -> Result<(HostName, HostName), MoveError> {
     let name = old.name();
     let refused = |because: Vec<String>| MoveError::Refused { name: name.clone(), because };
@@ -86,7 +106,8 @@ fn decide_hosts(
         return Err(refused(vec![format!("its host {from} is not connected")]));
     }
     let status = report.as_ref().and_then(|r| r.containers.get(&old.spec.id));
-    let mut because = check::of_container(status);
+    let seen = seen.filter(|(id, _)| *id == old.spec.id).map(|(_, movable)| movable);
+    let mut because = check::of_container(status, seen);
     let plan = view::plan_view(core, world);
     let mut request = view::request(world, old);
     // Its volumes come along.

@@ -106,7 +106,10 @@ async fn send(core: &Arc<Core>, open: &Move, heard: &mut mpsc::Receiver<Heard>) 
     let prepare = Request::PrepareMove { id: id.clone(), spec, generation, from, memory };
     let prepared = core.links.ask_within(&open.to, prepare, PREPARE_TIMEOUT_MS).await.map_err(failed)?;
     let Reply::Prepared { address } = prepared else {
-        return Err(Stopped::Failed(phase, format!("the host {} answered something else than that it is ready", open.to)));
+        return Err(Stopped::Failed(
+            phase,
+            format!("the host {} answered something else than that it is ready", open.to),
+        ));
     };
     let to_tunnel = world.hosts.get(&open.to).ok_or(Stopped::Ended)?.facts.tunnel_address;
     let start = Request::StartMove {
@@ -123,9 +126,9 @@ async fn send(core: &Arc<Core>, open: &Move, heard: &mut mpsc::Receiver<Heard>) 
                 core.moves.advance(id, Phase::Freeze, None);
                 redirect(core, open, vni_mac, to_tunnel);
             }
-            FromAgent::MoveReady { parts, since_freeze_ms, bytes_received, memory_bytes, file_bytes, rounds, .. }
-                if from == open.to =>
-            {
+            FromAgent::MoveReady {
+                parts, since_freeze_ms, bytes_received, memory_bytes, file_bytes, rounds, ..
+            } if from == open.to => {
                 let summary = Summary {
                     downtime_ms: since_freeze_ms,
                     downtime_parts: parts.into_iter().collect(),
@@ -245,7 +248,8 @@ pub async fn fail(core: &Core, id: &MoveId, phase: Phase, reason: &str) -> Resul
         if let Some(old) = world.containers.get(&now.name).filter(|c| c.moving.as_ref() == Some(id)) {
             tx.put_container(Some(old), &ContainerRecord { moving: None, ..old.value.clone() });
         }
-        let message = format!("{} was not moved to {}: {phase}: {reason}; it runs on, on {}", now.name, now.to, now.from);
+        let message =
+            format!("{} was not moved to {}: {phase}: {reason}; it runs on, on {}", now.name, now.to, now.from);
         tx.event(EventKind::MoveFailed, About::container(&now.name, Some(&now.from)), message);
         Ok((tx, true))
     };

@@ -1,7 +1,7 @@
 //! Forgets what hosts have let go of: containers that leave, records of removed containers and environments.
 
-use godwit_model::event::EventKind;
 use godwit_model::ContainerName;
+use godwit_model::event::EventKind;
 
 use crate::core::Core;
 use crate::state::records::{ContainerRecord, Leaving};

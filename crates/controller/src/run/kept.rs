@@ -59,7 +59,8 @@ fn join_token(path: &Path, ca_pem: &str) -> Result<String, RunError> {
         other => other.map_or_else(random_token, |kept| Ok(kept.token))?,
     };
     let file = JoinToken { controller_ca_pem: ca_pem.to_owned(), token: kept.clone() };
-    let text = serde_json::to_string(&file).map_err(|source| RunError::TokenFormat { path: path.to_owned(), source })?;
+    let text =
+        serde_json::to_string(&file).map_err(|source| RunError::TokenFormat { path: path.to_owned(), source })?;
     write_private(path, &text)?;
     Ok(kept)
 }

@@ -10,7 +10,7 @@ mod world;
 use std::sync::Arc;
 use std::time::Duration;
 
-use godwit_store::{Commit, CommitError, Op, ReadError, Revision, Store, Txn, Compare, WatchError};
+use godwit_store::{Commit, CommitError, Compare, Op, ReadError, Revision, Store, Txn, WatchError};
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -148,10 +148,10 @@ impl Follower {
                 Err(error) => return error.into(),
             };
             // Changes of one revision are seen together: what the tick ends, or what a later revision follows.
-            if pending.first().is_some_and(|first: &godwit_store::WatchEvent| first.revision < event.revision) {
-                if let Err(error) = self.publish(std::mem::take(&mut pending)) {
-                    return error;
-                }
+            if pending.first().is_some_and(|first: &godwit_store::WatchEvent| first.revision < event.revision)
+                && let Err(error) = self.publish(std::mem::take(&mut pending))
+            {
+                return error;
             }
             let complete = event.key() == records::TICK;
             pending.push(event);

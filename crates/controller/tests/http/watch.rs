@@ -52,7 +52,10 @@ async fn a_watched_move_is_told_a_few_times_a_second_and_to_its_end() {
     assert!(told.len() >= 3 && told.len() as u128 <= most, "{} lines, {most} at the most", told.len());
     assert!(told.windows(2).all(|w| w[0].progress.bytes_sent <= w[1].progress.bytes_sent && w[0] != w[1]));
     let last = told.last().unwrap();
-    assert!(matches!(&last.outcome, Outcome::Failed { phase: Phase::Copy, reason } if reason.contains("disk")), "{last:?}");
+    assert!(
+        matches!(&last.outcome, Outcome::Failed { phase: Phase::Copy, reason } if reason.contains("disk")),
+        "{last:?}"
+    );
     assert!(told[..told.len() - 1].iter().all(|m| !m.outcome.over()));
 
     // Whoever asks later gets the end at once; what is over cannot be taken back.

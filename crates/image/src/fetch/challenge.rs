@@ -65,7 +65,8 @@ mod tests {
     #[test]
     fn challenges() {
         assert_eq!(parse("Basic realm=\"x\""), Some(Challenge::Basic));
-        let text = r#"Bearer realm="https://auth.example/token",service="reg, \"one\"",scope=repository:a/b:pull,error="x""#;
+        let text =
+            r#"Bearer realm="https://auth.example/token",service="reg, \"one\"",scope=repository:a/b:pull,error="x""#;
         let expected = Challenge::Bearer {
             realm: "https://auth.example/token".into(),
             service: Some("reg, \"one\"".into()),

@@ -35,7 +35,8 @@ impl Layout {
             let members = if kind.is_dir() { None } else { Some(Arc::new(members(&path)?)) };
             let layout = Layout { path, members };
             let refuse = |why: String| FetchError::NoLayout { path: layout.path.clone(), why };
-            let marker = layout.read("oci-layout", 4096)?.ok_or_else(|| refuse("the file oci-layout is missing".into()))?;
+            let marker =
+                layout.read("oci-layout", 4096)?.ok_or_else(|| refuse("the file oci-layout is missing".into()))?;
             match serde_json::from_slice::<Marker>(&marker) {
                 Ok(marker) if marker.image_layout_version.starts_with("1.") => Ok(layout),
                 Ok(marker) => Err(refuse(format!("its version is {:?}, not 1.x", marker.image_layout_version))),
@@ -129,7 +130,10 @@ fn members(path: &PathBuf) -> Result<Members, FetchError> {
             continue;
         }
         if members.len() == MAX_MEMBERS {
-            return Err(FetchError::NoLayout { path: path.clone(), why: format!("it has more than {MAX_MEMBERS} members") });
+            return Err(FetchError::NoLayout {
+                path: path.clone(),
+                why: format!("it has more than {MAX_MEMBERS} members"),
+            });
         }
         if let Ok(name) = String::from_utf8(entry.path) {
             let name = name.trim_start_matches("./").to_owned();
@@ -139,7 +143,9 @@ fn members(path: &PathBuf) -> Result<Members, FetchError> {
     Ok(members)
 }
 
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> Result<T, FetchError> + Send + 'static) -> Result<T, FetchError> {
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, FetchError> + Send + 'static,
+) -> Result<T, FetchError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
         Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),

@@ -32,7 +32,9 @@ pub enum FetchError {
     Ca(#[source] reqwest::Error),
     #[error("cannot set up the connection to registry {registry}")]
     Setup { registry: String, source: reqwest::Error },
-    #[error("no answer from registry {registry}; check its address, whether it speaks HTTPS or plain HTTP, and its certificate")]
+    #[error(
+        "no answer from registry {registry}; check its address, whether it speaks HTTPS or plain HTTP, and its certificate"
+    )]
     Transport { registry: String, source: reqwest::Error },
     #[error("registry {registry} was silent for {seconds} s")]
     Timeout { registry: String, seconds: u64 },

@@ -115,7 +115,12 @@ impl Registry {
         }
     }
 
-    async fn feed_from(&self, what: &str, sent: &mut u64, sender: &mpsc::Sender<Result<Bytes, FetchError>>) -> Result<(), FetchError> {
+    async fn feed_from(
+        &self,
+        what: &str,
+        sent: &mut u64,
+        sender: &mpsc::Sender<Result<Bytes, FetchError>>,
+    ) -> Result<(), FetchError> {
         let mut response = self.get(what, *sent).await?;
         // A registry may answer a range with all of it.
         let range = response.headers().get(CONTENT_RANGE).and_then(|value| value.to_str().ok());
@@ -166,9 +171,13 @@ impl Registry {
 
     /// The `Authorization` header that the registry's challenge asks for.
     async fn authenticate(&self, response: &Response) -> Result<HeaderValue, FetchError> {
-        let offered: Vec<&str> = response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()).collect();
+        let offered: Vec<&str> =
+            response.headers().get_all(WWW_AUTHENTICATE).iter().filter_map(|value| value.to_str().ok()).collect();
         let challenges: Vec<Challenge> = offered.iter().filter_map(|header| challenge::parse(header)).collect();
-        let unsupported = || FetchError::Challenge { registry: self.name.clone(), challenge: offered.join("; ").chars().take(200).collect() };
+        let unsupported = || FetchError::Challenge {
+            registry: self.name.clone(),
+            challenge: offered.join("; ").chars().take(200).collect(),
+        };
         let bearer = challenges.iter().find_map(|challenge| match challenge {
             Challenge::Bearer { realm, service, scope } => Some((realm, service, scope)),
             Challenge::Basic => None,
@@ -188,7 +197,12 @@ impl Registry {
         }
         match (challenges.contains(&Challenge::Basic), &self.auth) {
             (true, RegistryAuth::Basic { user, password }) => {
-                let request = self.http.get(&self.base).basic_auth(user, Some(password)).build().map_err(|source| self.transport(source))?;
+                let request = self
+                    .http
+                    .get(&self.base)
+                    .basic_auth(user, Some(password))
+                    .build()
+                    .map_err(|source| self.transport(source))?;
                 request.headers().get(AUTHORIZATION).cloned().ok_or_else(unsupported)
             }
             (true, RegistryAuth::Anonymous) => Err(FetchError::LoginNeeded { registry: self.name.clone() }),
@@ -207,9 +221,13 @@ impl Registry {
         }
         let body = self.body(response, "the token", MAX_TOKEN_BYTES).await?;
         let token = serde_json::from_slice::<Token>(&body).ok().and_then(|token| token.token.or(token.access_token));
-        let mut value = token.and_then(|token| HeaderValue::try_from(format!("Bearer {token}")).ok()).ok_or_else(|| {
-            FetchError::Challenge { registry: self.name.clone(), challenge: "its token server gave no token".into() }
-        })?;
+        let mut value =
+            token.and_then(|token| HeaderValue::try_from(format!("Bearer {token}")).ok()).ok_or_else(|| {
+                FetchError::Challenge {
+                    registry: self.name.clone(),
+                    challenge: "its token server gave no token".into(),
+                }
+            })?;
         value.set_sensitive(true);
         Ok(value)
     }
@@ -217,10 +235,14 @@ impl Registry {
     async fn refusal(&self, response: Response, what: &str) -> FetchError {
         let (registry, what) = (self.name.clone(), what.to_owned());
         match (response.status(), &self.auth) {
-            (StatusCode::UNAUTHORIZED, RegistryAuth::Basic { user, .. }) => FetchError::WrongPassword { registry, user: user.clone() },
+            (StatusCode::UNAUTHORIZED, RegistryAuth::Basic { user, .. }) => {
+                FetchError::WrongPassword { registry, user: user.clone() }
+            }
             (StatusCode::UNAUTHORIZED, RegistryAuth::Anonymous) => FetchError::LoginNeeded { registry },
             (StatusCode::FORBIDDEN, _) => FetchError::Denied { registry, what: self.repository.clone() },
-            (StatusCode::NOT_FOUND, _) => FetchError::NotFound { registry, what: format!("{}/{what}", self.repository) },
+            (StatusCode::NOT_FOUND, _) => {
+                FetchError::NotFound { registry, what: format!("{}/{what}", self.repository) }
+            }
             (status, _) => {
                 let body = self.body(response, "the error", MAX_ERROR_BYTES).await.unwrap_or_default();
                 let body = String::from_utf8_lossy(&body).chars().filter(|c| !c.is_control()).take(300).collect();

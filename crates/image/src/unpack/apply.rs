@@ -70,10 +70,20 @@ impl<'a> Unpacker<'a> {
         let io = |action| move |errno| UnpackError::io(action, &entry.path, errno);
         let Some((&name, dir)) = parts.split_last() else {
             if entry.kind != Kind::Directory {
-                return Err(UnpackError::Unusable { path: shown(&entry.path), why: "names the root but is no directory" });
+                return Err(UnpackError::Unusable {
+                    path: shown(&entry.path),
+                    why: "names the root but is no directory",
+                });
             }
-            return self.directory_attributes(entry, b".".to_vec(), self.root.fd().try_clone_to_owned().map_err(
-                |source| UnpackError::Io { action: "open", path: shown(&entry.path), source })?);
+            return self.directory_attributes(
+                entry,
+                b".".to_vec(),
+                self.root.fd().try_clone_to_owned().map_err(|source| UnpackError::Io {
+                    action: "open",
+                    path: shown(&entry.path),
+                    source,
+                })?,
+            );
         };
         // Bookkeeping of AUFS that old images carry.
         let opaque = name == b".wh..wh..opq";
@@ -107,7 +117,10 @@ impl<'a> Unpacker<'a> {
             Kind::File => return self.file(&parent, name, entry, archive),
             Kind::Symlink => {
                 if entry.link.is_empty() || entry.link.contains(&0) {
-                    return Err(UnpackError::Unusable { path: shown(&entry.path), why: "is a symbolic link without a valid target" });
+                    return Err(UnpackError::Unusable {
+                        path: shown(&entry.path),
+                        why: "is a symbolic link without a valid target",
+                    });
                 }
                 fs::symlinkat(entry.link.as_slice(), &parent, name).map_err(io("make symbolic link"))?;
             }
@@ -200,7 +213,13 @@ impl<'a> Unpacker<'a> {
         fs::linkat(&from, last, parent, name, AtFlags::empty()).map_err(io)
     }
 
-    fn file<R: Skip>(&mut self, parent: &OwnedFd, name: &[u8], entry: &Entry, archive: &mut TarReader<R>) -> Result<(), UnpackError> {
+    fn file<R: Skip>(
+        &mut self,
+        parent: &OwnedFd,
+        name: &[u8],
+        entry: &Entry,
+        archive: &mut TarReader<R>,
+    ) -> Result<(), UnpackError> {
         let io = |action| move |errno| UnpackError::io(action, &entry.path, errno);
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV;
@@ -216,7 +235,8 @@ impl<'a> Unpacker<'a> {
                 }
                 let mut written = 0;
                 while written < got {
-                    written += rustix::io::pwrite(&file, &self.buffer[written..got], at + written as u64).map_err(io("write"))?;
+                    written += rustix::io::pwrite(&file, &self.buffer[written..got], at + written as u64)
+                        .map_err(io("write"))?;
                 }
                 at += got as u64;
             }
@@ -277,7 +297,10 @@ fn wanted_xattrs(entry: &Entry) -> Result<impl Iterator<Item = (&[u8], &[u8])>, 
         return Err(UnpackError::Unusable { path: shown(&entry.path), why });
     }
     let wanted = |key: &[u8]| {
-        key.starts_with(b"user.") || key == b"security.capability" || key == b"system.posix_acl_access" || key == DEFAULT_ACL.as_bytes()
+        key.starts_with(b"user.")
+            || key == b"security.capability"
+            || key == b"system.posix_acl_access"
+            || key == DEFAULT_ACL.as_bytes()
     };
     Ok(entry.xattrs.iter().map(|(key, value)| (key.as_slice(), value.as_slice())).filter(move |(key, _)| wanted(key)))
 }

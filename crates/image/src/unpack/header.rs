@@ -13,7 +13,8 @@ pub(super) type Record = (Vec<u8>, Vec<u8>);
 pub(super) fn verify_checksum(block: &Block, at: u64) -> Result<(), TarError> {
     let field = 148..156;
     let with_spaces = block.iter().enumerate().map(|(i, &byte)| if field.contains(&i) { b' ' } else { byte });
-    let (unsigned, signed) = with_spaces.fold((0u64, 0i64), |(u, s), byte| (u + u64::from(byte), s + i64::from(byte as i8)));
+    let (unsigned, signed) =
+        with_spaces.fold((0u64, 0i64), |(u, s), byte| (u + u64::from(byte), s + i64::from(byte as i8)));
     match number(&block[148..156]) {
         Some(said) if said == unsigned || i64::try_from(said) == Ok(signed) => Ok(()),
         _ => Err(TarError::Checksum { at }),
@@ -30,7 +31,8 @@ fn signed_number(field: &[u8]) -> Option<i64> {
     if first & 0x80 != 0 {
         // Two's complement over the field without the marking bit; the next bit is the sign.
         let start: i128 = if first & 0x40 != 0 { i128::from(first) - 0x100 } else { i128::from(first & 0x7f) };
-        let value = rest.iter().try_fold(start, |value, &byte| value.checked_mul(256)?.checked_add(i128::from(byte)))?;
+        let value =
+            rest.iter().try_fold(start, |value, &byte| value.checked_mul(256)?.checked_add(i128::from(byte)))?;
         return i64::try_from(value).ok();
     }
     let text = field.iter().copied().skip_while(|byte| *byte == b' ');
@@ -126,9 +128,10 @@ pub(super) fn entry(block: &Block, at: u64, extensions: &Extensions) -> Result<(
         None => octal(116..124, "gid")?,
     };
     let device = match kind {
-        Kind::CharDevice | Kind::BlockDevice => {
-            (id(octal(329..337, "device major")?, "device major")?, id(octal(337..345, "device minor")?, "device minor")?)
-        }
+        Kind::CharDevice | Kind::BlockDevice => (
+            id(octal(329..337, "device major")?, "device major")?,
+            id(octal(337..345, "device minor")?, "device minor")?,
+        ),
         _ => (0, 0),
     };
     let xattrs = extensions

@@ -48,7 +48,9 @@ pub enum UnpackError {
     Unusable { path: String, why: &'static str },
     #[error("a component of {path:?} is a file in this layer, not a directory")]
     NotDirectory { path: String },
-    #[error("entry {path:?} is a hard link to {target:?}, which this layer does not contain; build the image so that both are in one layer")]
+    #[error(
+        "entry {path:?} is a hard link to {target:?}, which this layer does not contain; build the image so that both are in one layer"
+    )]
     LinkTarget { path: String, target: String },
     #[error("the layer has more than {max} entries; raise max_layer_entries if it is trusted")]
     TooManyEntries { max: u64 },
@@ -100,7 +102,9 @@ pub(crate) fn unpack(source: impl Read, expected: Expected, work: &Path, limits:
     if let Err(error) = result {
         // The archive's reader carries what its own source, or its own limit, reported.
         let error = match error {
-            UnpackError::Tar(TarError::Read(_)) if archive.over_limit() => UnpackError::TooLarge { max: limits.max_layer_bytes },
+            UnpackError::Tar(TarError::Read(_)) if archive.over_limit() => {
+                UnpackError::TooLarge { max: limits.max_layer_bytes }
+            }
             UnpackError::Tar(TarError::Read(error)) => UnpackError::Decompress(error),
             error => error,
         };

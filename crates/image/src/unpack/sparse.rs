@@ -10,7 +10,9 @@ type Pieces = Vec<(u64, u64)>;
 pub(super) enum Form {
     None,
     /// PAX 0.0 and 0.1: it was in the records.
-    Listed { pieces: Pieces },
+    Listed {
+        pieces: Pieces,
+    },
     /// Old GNU: in the header, and in further blocks after it.
     Gnu,
     /// PAX 1.0: at the start of the data, as decimal lines padded to a block.

@@ -23,7 +23,18 @@ pub struct Entry {
 }
 
 fn entry(kind: u8, path: impl AsRef<[u8]>, mode: u32) -> Entry {
-    Entry { path: path.as_ref().to_vec(), kind, link: vec![], data: vec![], mode, uid: 0, gid: 0, mtime: 1_000_000_000, device: (0, 0), pax: vec![] }
+    Entry {
+        path: path.as_ref().to_vec(),
+        kind,
+        link: vec![],
+        data: vec![],
+        mode,
+        uid: 0,
+        gid: 0,
+        mtime: 1_000_000_000,
+        device: (0, 0),
+        pax: vec![],
+    }
 }
 
 pub fn file(path: impl AsRef<[u8]>, data: impl AsRef<[u8]>) -> Entry {
@@ -252,7 +263,8 @@ impl Fixture {
 }
 
 pub fn names(dir: &Path) -> Vec<String> {
-    let mut names: Vec<String> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<String> =
+        std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
 }

@@ -61,7 +61,9 @@ impl Blocks {
         let sequence = self.sequence(index);
         match words.iter().enumerate().position(|(i, word)| *word != pattern::word(sequence, i as u64)) {
             None => Ok(()),
-            Some(at) => Err(format!("{what}: page {index} is not version {} from byte {} on", self.versions[index], at * 8)),
+            Some(at) => {
+                Err(format!("{what}: page {index} is not version {} from byte {} on", self.versions[index], at * 8))
+            }
         }
     }
 }

@@ -6,12 +6,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use super::WorkloadError;
 use super::gap::{GapMeter, Report};
 use super::health::Status;
 use super::pattern::{self, mix};
 use super::stop::{Stop, Until};
 use super::streams::{END, Hello, MAX_CHUNK_BYTES, Pace, VIOLATION};
-use super::WorkloadError;
 
 const CONNECT_TIMEOUT_MS: u64 = 10_000;
 /// A connection that is silent for this long is taken for dead.
@@ -93,7 +93,14 @@ fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn one_stream(args: &ClientArgs, seed: u64, stop: &Stop, flowing: &AtomicUsize, meter: &mut GapMeter, report: &mut Report) -> io::Result<()> {
+fn one_stream(
+    args: &ClientArgs,
+    seed: u64,
+    stop: &Stop,
+    flowing: &AtomicUsize,
+    meter: &mut GapMeter,
+    report: &mut Report,
+) -> io::Result<()> {
     let mut stream = connect(args.address)?;
     stream.write_all(&Hello::Stream { chunk_bytes: args.chunk_bytes, interval_us: args.interval_us, seed }.encode())?;
     if report.errors == 0 {
@@ -130,7 +137,14 @@ fn one_stream(args: &ClientArgs, seed: u64, stop: &Stop, flowing: &AtomicUsize, 
     })
 }
 
-fn send(mut stream: TcpStream, args: &ClientArgs, seed: u64, stop: &Stop, sent: &AtomicU64, broken: &AtomicBool) -> io::Result<()> {
+fn send(
+    mut stream: TcpStream,
+    args: &ClientArgs,
+    seed: u64,
+    stop: &Stop,
+    sent: &AtomicU64,
+    broken: &AtomicBool,
+) -> io::Result<()> {
     let mut chunk = vec![0; args.chunk_bytes as usize];
     let mut pace = Pace::new(args.interval_us);
     let mut position = 0;
@@ -148,7 +162,13 @@ fn send(mut stream: TcpStream, args: &ClientArgs, seed: u64, stop: &Stop, sent: 
 }
 
 /// Verifies frames until the server's last one; returns how many bytes it says it has received.
-fn receive(stream: &TcpStream, seed: u64, flowing: &AtomicUsize, meter: &mut GapMeter, report: &mut Report) -> io::Result<u64> {
+fn receive(
+    stream: &TcpStream,
+    seed: u64,
+    flowing: &AtomicUsize,
+    meter: &mut GapMeter,
+    report: &mut Report,
+) -> io::Result<u64> {
     // One read per arrival: a small buffer would hide when data came.
     let mut stream = BufReader::with_capacity(64 << 10, stream);
     let mut data = vec![0; MAX_CHUNK_BYTES as usize];
@@ -170,7 +190,9 @@ fn receive(stream: &TcpStream, seed: u64, flowing: &AtomicUsize, meter: &mut Gap
                 stream.read_exact(&mut data[..length])?;
                 return Err(io::Error::other(String::from_utf8_lossy(&data[..length]).into_owned()));
             }
-            length if length > MAX_CHUNK_BYTES => return Err(io::Error::other(format!("byte {position}: a frame of {length} bytes"))),
+            length if length > MAX_CHUNK_BYTES => {
+                return Err(io::Error::other(format!("byte {position}: a frame of {length} bytes")));
+            }
             length => {
                 let part = &mut data[..length as usize];
                 stream.read_exact(part)?;
@@ -202,5 +224,9 @@ pub fn status(address: SocketAddr) -> Result<Status, WorkloadError> {
     stream.write_all(&Hello::Status.encode()).map_err(step())?;
     let mut text = Vec::new();
     stream.take(MAX_STATUS_BYTES).read_to_end(&mut text).map_err(step())?;
-    serde_json::from_slice(&text).map_err(|e| WorkloadError::Protocol { from: address, protocol: "a status", what: e.to_string() })
+    serde_json::from_slice(&text).map_err(|e| WorkloadError::Protocol {
+        from: address,
+        protocol: "a status",
+        what: e.to_string(),
+    })
 }

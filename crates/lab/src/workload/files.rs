@@ -51,7 +51,9 @@ impl Files {
     /// Makes the files in `directory`, in place of those that an earlier start has left there.
     pub fn new(directory: &Path, seed: u64) -> io::Result<Self> {
         fs::create_dir_all(directory)?;
-        let open = |name: &str| OpenOptions::new().read(true).write(true).create(true).truncate(true).open(directory.join(name));
+        let open = |name: &str| {
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open(directory.join(name))
+        };
         for name in ["log.old", "name-1", "name-2", "link"] {
             match fs::remove_file(directory.join(name)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -75,7 +77,8 @@ impl Files {
 
         let mapped = open("mapped")?;
         let mapped_blocks = blocks(&mapped, 3, MAPPED_BLOCKS, BLOCK_BYTES as u64)?;
-        let region = MmapRegion::from_file(FileOffset::new(mapped.try_clone()?, 0), MAPPED_BLOCKS * BLOCK_BYTES).map_err(io::Error::other)?;
+        let region = MmapRegion::from_file(FileOffset::new(mapped.try_clone()?, 0), MAPPED_BLOCKS * BLOCK_BYTES)
+            .map_err(io::Error::other)?;
 
         let mut content = vec![0; STATIC_BYTES];
         pattern::fill(seed ^ 4, 0, &mut content);
@@ -135,7 +138,12 @@ impl Files {
         if self.log_bytes >= MAX_LOG_BYTES {
             self.check_log()?;
             fs::rename(self.path("log"), self.path("log.old")).map_err(io_error("rename the log"))?;
-            self.log = OpenOptions::new().read(true).write(true).create_new(true).open(self.path("log")).map_err(io_error("begin a log"))?;
+            self.log = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .create_new(true)
+                .open(self.path("log"))
+                .map_err(io_error("begin a log"))?;
             self.log_base += self.log_bytes;
             self.log_bytes = 0;
         }
@@ -174,9 +182,10 @@ impl Files {
     /// The deleted and the sparse file: verify one block, write its next version.
     fn rewrite_blocks(&mut self) -> Result<(), String> {
         let round = self.round;
-        for (what, stride, (file, blocks)) in
-            [("deleted file", BLOCK_BYTES as u64, &mut self.deleted), ("sparse file", SPARSE_STRIDE_BYTES, &mut self.sparse)]
-        {
+        for (what, stride, (file, blocks)) in [
+            ("deleted file", BLOCK_BYTES as u64, &mut self.deleted),
+            ("sparse file", SPARSE_STRIDE_BYTES, &mut self.sparse),
+        ] {
             let index = (round % blocks.len() as u64) as usize;
             let mut found = [0; BLOCK_BYTES];
             file.read_exact_at(&mut found, index as u64 * stride).map_err(io_error(what))?;
@@ -271,11 +280,21 @@ mod tests {
             files.work().unwrap();
         }
         assert!(directory.path().join("log.old").exists());
-        let damage: [(&str, fn(&Path, &mut Files)); 6] = [
+        type Damage = fn(&Path, &mut Files);
+        let damage: [(&str, Damage); 6] = [
             ("log", |d, _| OpenOptions::new().write(true).open(d.join("log")).unwrap().write_all_at(b"x", 5).unwrap()),
             ("static", |d, _| fs::write(d.join("static"), [0; STATIC_BYTES]).unwrap()),
-            ("sparse", |d, _| OpenOptions::new().write(true).open(d.join("sparse")).unwrap().write_all_at(&[1; 4 << 20], 1 << 20).unwrap()),
-            ("mapped", |d, _| OpenOptions::new().write(true).open(d.join("mapped")).unwrap().write_all_at(&[1; 1 << 20], 0).unwrap()),
+            ("sparse", |d, _| {
+                OpenOptions::new()
+                    .write(true)
+                    .open(d.join("sparse"))
+                    .unwrap()
+                    .write_all_at(&[1; 4 << 20], 1 << 20)
+                    .unwrap()
+            }),
+            ("mapped", |d, _| {
+                OpenOptions::new().write(true).open(d.join("mapped")).unwrap().write_all_at(&[1; 1 << 20], 0).unwrap()
+            }),
             ("mode", |d, _| fs::set_permissions(d.join("name-2"), Permissions::from_mode(0o600)).unwrap()),
             ("position", |_, f| assert_eq!(f.reader.seek(SeekFrom::Start(7)).unwrap(), 7)),
         ];

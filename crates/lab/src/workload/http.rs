@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, connect, socket_with, sockopt};
 use sha2::{Digest, Sha256};
 
+use super::WorkloadError;
 use super::gap::{GapMeter, IntervalArgs, Report};
 use super::image::hex;
 use super::stop::{Stop, Until};
-use super::WorkloadError;
 
 const CONNECT_TIMEOUT_MS: u64 = 10_000;
 const SILENCE_TIMEOUT_MS: u64 = 60_000;
@@ -60,7 +60,9 @@ pub fn run_http(args: &HttpArgs) -> Result<Report, WorkloadError> {
             report.sha256 = Some(found);
             report.requests = 1;
         }
-        Err(error) => report.error(format!("{}{}: after {} bytes: {error}", args.address, args.path, report.bytes_received)),
+        Err(error) => {
+            report.error(format!("{}{}: after {} bytes: {error}", args.address, args.path, report.bytes_received))
+        }
     }
     report.gap(&meter);
     report.elapsed_ms = start.elapsed().as_secs_f64() * 1e3;
@@ -71,7 +73,10 @@ fn get(args: &HttpArgs, meter: &mut GapMeter, report: &mut Report) -> io::Result
     let mut stream = open(args)?;
     stream.set_read_timeout(Some(Duration::from_millis(SILENCE_TIMEOUT_MS)))?;
     let host = args.host.clone().unwrap_or_else(|| args.address.to_string());
-    let request = format!("GET {} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: godwit-workload\r\nAccept-Encoding: identity\r\n\r\n", args.path);
+    let request = format!(
+        "GET {} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: godwit-workload\r\nAccept-Encoding: identity\r\n\r\n",
+        args.path
+    );
     stream.write_all(request.as_bytes())?;
     report.bytes_sent = request.len() as u64;
 
@@ -96,7 +101,12 @@ fn get(args: &HttpArgs, meter: &mut GapMeter, report: &mut Report) -> io::Result
         let want = usize::try_from(length - report.bytes_received).unwrap_or(READ_BYTES).min(READ_BYTES);
         let before = Instant::now();
         let got = match reader.read(&mut buffer[..want]) {
-            Ok(0) => return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("the body ended before its {length} bytes"))),
+            Ok(0) => {
+                return Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    format!("the body ended before its {length} bytes"),
+                ));
+            }
             Ok(got) => got,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
@@ -162,7 +172,12 @@ mod tests {
     fn headers() {
         let length = |text: &str| header(&mut text.as_bytes());
         assert_eq!(length("HTTP/1.1 200 OK\r\nX: y\r\ncontent-LENGTH: 12\r\n\r\nbody").unwrap(), 12);
-        for bad in ["", "HTTP/1.1 404 Not Found\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n"] {
+        for bad in [
+            "",
+            "HTTP/1.1 404 Not Found\r\n\r\n",
+            "HTTP/1.1 200 OK\r\n\r\n",
+            "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n",
+        ] {
             assert!(length(bad).is_err(), "{bad:?}");
         }
     }

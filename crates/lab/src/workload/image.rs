@@ -37,7 +37,11 @@ pub struct ImageArgs {
 
 impl ImageArgs {
     pub(crate) fn run(&self, own_prefix: &[&str]) -> Result<ImageSummary, ImageError> {
-        let own = std::env::current_exe().map_err(|source| ImageError::Io { step: "find", path: PathBuf::from("/proc/self/exe"), source })?;
+        let own = std::env::current_exe().map_err(|source| ImageError::Io {
+            step: "find",
+            path: PathBuf::from("/proc/self/exe"),
+            source,
+        })?;
         write_image(&own, own_prefix, &self.out, &self.tag)
     }
 }
@@ -117,7 +121,9 @@ pub fn write_image(binary: &Path, arguments: &[&str], directory: &Path, tag: &st
             "annotations": { "org.opencontainers.image.ref.name": tag },
         }],
     });
-    for (file, text) in [("oci-layout", json!({ "imageLayoutVersion": "1.0.0" }).to_string()), ("index.json", index.to_string())] {
+    for (file, text) in
+        [("oci-layout", json!({ "imageLayoutVersion": "1.0.0" }).to_string()), ("index.json", index.to_string())]
+    {
         let path = directory.join(file);
         fs::write(&path, text).map_err(at("write", &path))?;
     }
@@ -170,7 +176,11 @@ fn write_layer(path: &Path, files: &BTreeMap<PathBuf, PathBuf>) -> io::Result<St
     let mut builder = tar::Builder::new(Hashing { inner: BufWriter::new(File::create(path)?), hash: Sha256::new() });
     let mut directories: Vec<PathBuf> = DIRECTORIES.iter().map(PathBuf::from).collect();
     directories.extend(files.keys().filter_map(|f| Some(f.parent()?.strip_prefix("/").ok()?.to_owned())));
-    let mut all: Vec<PathBuf> = directories.iter().flat_map(|d| d.ancestors().map(Path::to_owned)).filter(|d| !d.as_os_str().is_empty()).collect();
+    let mut all: Vec<PathBuf> = directories
+        .iter()
+        .flat_map(|d| d.ancestors().map(Path::to_owned))
+        .filter(|d| !d.as_os_str().is_empty())
+        .collect();
     all.sort();
     all.dedup();
     let header = |kind: tar::EntryType, size: u64, mode: u32| {
@@ -227,7 +237,10 @@ mod tests {
     #[test]
     fn ldd_lines() {
         let text = "\tlinux-vdso.so.1 (0x00007ffd)\n\tlibc.so.6 => /lib/x86_64-linux-gnu/libc.so.6 (0x00007f)\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
-        assert_eq!(parse_ldd(text).unwrap(), [Path::new("/lib/x86_64-linux-gnu/libc.so.6"), Path::new("/lib64/ld-linux-x86-64.so.2")]);
+        assert_eq!(
+            parse_ldd(text).unwrap(),
+            [Path::new("/lib/x86_64-linux-gnu/libc.so.6"), Path::new("/lib64/ld-linux-x86-64.so.2")]
+        );
         assert_eq!(parse_ldd("\tstatically linked\n").unwrap(), Vec::<PathBuf>::new());
         assert!(parse_ldd("\tlibx.so => not found\n").is_err());
     }

@@ -5,11 +5,11 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
+use super::WorkloadError;
 use super::gap::{GapMeter, IntervalArgs, Report};
 use super::pattern;
 use super::stop::{Stop, Until};
 use super::streams::Pace;
-use super::WorkloadError;
 
 const CONNECT_TIMEOUT_MS: u64 = 10_000;
 const SILENCE_TIMEOUT_MS: u64 = 60_000;
@@ -90,7 +90,9 @@ impl Connection {
 
     fn number(&mut self) -> io::Result<i64> {
         let line = self.line()?;
-        line.strip_prefix(':').and_then(|n| n.parse().ok()).ok_or_else(|| io::Error::other(format!("{line:?} is not a number")))
+        line.strip_prefix(':')
+            .and_then(|n| n.parse().ok())
+            .ok_or_else(|| io::Error::other(format!("{line:?} is not a number")))
     }
 
     /// A bulk string into `buffer`; false if there is none.
@@ -134,7 +136,13 @@ pub fn run_redis(args: &RedisArgs) -> Result<Report, WorkloadError> {
     Ok(report)
 }
 
-fn increment(args: &RedisArgs, stop: &Stop, last: &mut Option<i64>, meter: &mut GapMeter, report: &mut Report) -> io::Result<()> {
+fn increment(
+    args: &RedisArgs,
+    stop: &Stop,
+    last: &mut Option<i64>,
+    meter: &mut GapMeter,
+    report: &mut Report,
+) -> io::Result<()> {
     let mut connection = Connection::open(args.address)?;
     if report.errors == 0 {
         // The time to connect is no silence of a connection.
@@ -160,35 +168,45 @@ fn increment(args: &RedisArgs, stop: &Stop, last: &mut Option<i64>, meter: &mut 
 
 /// Writes values whose content follows from seed and number.
 pub fn fill_redis(args: &RedisDataArgs) -> Result<Report, WorkloadError> {
-    data("redis-fill", args, |connection, index, value, report| {
-        pattern::fill(args.seed ^ index, 0, value);
-        let key = format!("godwit:{index}");
-        report.bytes_sent += connection.send(&[b"SET", key.as_bytes(), value])?;
-        Ok(())
-    }, |connection, _, _, report| {
-        report.bytes_received += connection.line()?.len() as u64 + 2;
-        Ok(())
-    })
+    data(
+        "redis-fill",
+        args,
+        |connection, index, value, report| {
+            pattern::fill(args.seed ^ index, 0, value);
+            let key = format!("godwit:{index}");
+            report.bytes_sent += connection.send(&[b"SET", key.as_bytes(), value])?;
+            Ok(())
+        },
+        |connection, _, _, report| {
+            report.bytes_received += connection.line()?.len() as u64 + 2;
+            Ok(())
+        },
+    )
 }
 
 /// Reads the values that `fill_redis` has written and verifies each byte.
 pub fn check_redis(args: &RedisDataArgs) -> Result<Report, WorkloadError> {
-    data("redis-check", args, |connection, index, _, report| {
-        report.bytes_sent += connection.send(&[b"GET", format!("godwit:{index}").as_bytes()])?;
-        Ok(())
-    }, |connection, index, value, report| {
-        let expected = args.value_bytes as usize;
-        if !connection.bulk(value)? {
-            report.error(format!("value {index} is gone"));
-        } else if value.len() != expected {
-            report.error(format!("value {index} has {} bytes instead of {expected}", value.len()));
-        } else if let Some(at) = pattern::first_difference(args.seed ^ index, 0, value) {
-            report.error(format!("value {index} is wrong at byte {at}"));
-        }
-        report.bytes_received += value.len() as u64;
-        value.resize(expected, 0);
-        Ok(())
-    })
+    data(
+        "redis-check",
+        args,
+        |connection, index, _, report| {
+            report.bytes_sent += connection.send(&[b"GET", format!("godwit:{index}").as_bytes()])?;
+            Ok(())
+        },
+        |connection, index, value, report| {
+            let expected = args.value_bytes as usize;
+            if !connection.bulk(value)? {
+                report.error(format!("value {index} is gone"));
+            } else if value.len() != expected {
+                report.error(format!("value {index} has {} bytes instead of {expected}", value.len()));
+            } else if let Some(at) = pattern::first_difference(args.seed ^ index, 0, value) {
+                report.error(format!("value {index} is wrong at byte {at}"));
+            }
+            report.bytes_received += value.len() as u64;
+            value.resize(expected, 0);
+            Ok(())
+        },
+    )
 }
 
 type Step<'a> = &'a dyn Fn(&mut Connection, u64, &mut Vec<u8>, &mut Report) -> io::Result<()>;

@@ -43,19 +43,43 @@ pub struct ServerArgs {
 /// Runs until the first violation: names it on standard error and returns exit code 1.
 pub fn serve(args: &ServerArgs, own_prefix: &[&str]) -> Result<ExitCode, WorkloadError> {
     let health = Arc::new(Health::new(random().map_err(WorkloadError::io("read /dev/urandom"))?));
-    let files = Files::new(&args.dir, args.seed).map_err(WorkloadError::io(format!("make files in {}", args.dir.display())))?;
+    let files =
+        Files::new(&args.dir, args.seed).map_err(WorkloadError::io(format!("make files in {}", args.dir.display())))?;
     let memory = Memory::new(args.seed, args.memory_mib);
-    let listener = TcpListener::bind((args.listen, args.port)).map_err(WorkloadError::io(format!("listen on {}:{}", args.listen, args.port)))?;
+    let listener = TcpListener::bind((args.listen, args.port))
+        .map_err(WorkloadError::io(format!("listen on {}:{}", args.listen, args.port)))?;
     let address = listener.local_addr().map_err(WorkloadError::io("ask for the port"))?;
 
-    wires::start(&health, args.seed, own_prefix).map_err(WorkloadError::io("start pipes, timers and the child process"))?;
+    wires::start(&health, args.seed, own_prefix)
+        .map_err(WorkloadError::io("start pipes, timers and the child process"))?;
     let (dirty, check) = (args.dirty_pages_per_second, args.check_mib_per_second);
     for (name, work) in [
-        ("memory", Box::new({ let h = health.clone(); move || memory.run(&h, dirty, check) }) as Box<dyn FnOnce() + Send>),
-        ("files", Box::new({ let h = health.clone(); move || files.run(&h) })),
-        ("accept", Box::new({ let h = health.clone(); move || streams::accept(&listener, &h) })),
+        (
+            "memory",
+            Box::new({
+                let h = health.clone();
+                move || memory.run(&h, dirty, check)
+            }) as Box<dyn FnOnce() + Send>,
+        ),
+        (
+            "files",
+            Box::new({
+                let h = health.clone();
+                move || files.run(&h)
+            }),
+        ),
+        (
+            "accept",
+            Box::new({
+                let h = health.clone();
+                move || streams::accept(&listener, &h)
+            }),
+        ),
     ] {
-        std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(WorkloadError::io(format!("start the thread {name}")))?;
+        std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(work)
+            .map_err(WorkloadError::io(format!("start the thread {name}")))?;
     }
     println!("listening {address}");
 

@@ -126,7 +126,8 @@ fn serve(mut connection: TcpStream, health: &Arc<Health>) -> io::Result<()> {
             count(&health.streams_accepted, 1);
             let state = Arc::new(StreamState::default());
             let (sender, sending, sender_health) = (connection.try_clone()?, state.clone(), health.clone());
-            let writer = std::thread::spawn(move || send(sender, &sending, &sender_health, chunk_bytes, interval_us, !seed));
+            let writer =
+                std::thread::spawn(move || send(sender, &sending, &sender_health, chunk_bytes, interval_us, !seed));
             let received = receive(&mut connection, &state, health, seed);
             if received.is_err() {
                 // The sender may be waiting for room.
@@ -168,7 +169,14 @@ fn receive(connection: &mut TcpStream, state: &StreamState, health: &Health, see
     }
 }
 
-fn send(mut connection: TcpStream, state: &StreamState, health: &Health, chunk_bytes: u32, interval_us: u32, seed: u64) -> io::Result<()> {
+fn send(
+    mut connection: TcpStream,
+    state: &StreamState,
+    health: &Health,
+    chunk_bytes: u32,
+    interval_us: u32,
+    seed: u64,
+) -> io::Result<()> {
     let mut frame = vec![0; 4 + chunk_bytes as usize];
     frame[..4].copy_from_slice(&chunk_bytes.to_le_bytes());
     let mut position = 0;

@@ -9,7 +9,10 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::io::{read, retry_on_intr, write};
-use rustix::time::{ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create, timerfd_settime};
+use rustix::time::{
+    ClockId, Itimerspec, TimerfdClockId, TimerfdFlags, TimerfdTimerFlags, Timespec, clock_gettime, timerfd_create,
+    timerfd_settime,
+};
 
 use super::health::{Health, count};
 use super::pattern;
@@ -32,7 +35,13 @@ pub(crate) fn start(health: &Arc<Health>, seed: u64, own_prefix: &[&str]) -> io:
     child(health, own_prefix)
 }
 
-fn full_pair(health: &Arc<Health>, what: &'static str, seed: u64, mut reader: impl Read + Send + 'static, mut writer: impl Write + Send + 'static) {
+fn full_pair(
+    health: &Arc<Health>,
+    what: &'static str,
+    seed: u64,
+    mut reader: impl Read + Send + 'static,
+    mut writer: impl Write + Send + 'static,
+) {
     let reading = health.clone();
     std::thread::spawn(move || {
         let mut position = 0;

@@ -53,9 +53,18 @@ pub enum FillError {
     #[error("criu sent something else than processes and their userfaultfds")]
     Protocol(#[source] io::Error),
     #[error("the kernel refused to {doing}")]
-    Kernel { doing: &'static str, #[source] source: io::Error },
+    Kernel {
+        doing: &'static str,
+        #[source]
+        source: io::Error,
+    },
     #[error("shared memory {object:?} could not be written through process {pid}")]
-    Shared { object: ObjectId, pid: i32, #[source] source: io::Error },
+    Shared {
+        object: ObjectId,
+        pid: i32,
+        #[source]
+        source: io::Error,
+    },
     #[error("shared memory was not filled within {SHARED_TIMEOUT_S} s")]
     TimedOut,
     #[error("filling was cancelled")]

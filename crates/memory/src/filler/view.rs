@@ -89,10 +89,10 @@ impl Layout {
 
     /// The parts of a source that belong somewhere.
     pub(super) fn parts_of(&self, key: Key) -> impl Iterator<Item = PageRange> {
-        self.extents.iter().filter(move |(_, e)| e.source.key == key).map(|(start, extent)| PageRange {
-            start: extent.offset,
-            end: extent.offset + (extent.end - start),
-        })
+        self.extents
+            .iter()
+            .filter(move |(_, e)| e.source.key == key)
+            .map(|(start, extent)| PageRange { start: extent.offset, end: extent.offset + (extent.end - start) })
     }
 
     /// All sources.
@@ -115,8 +115,9 @@ impl Layout {
         // The place it goes to was unmapped before.
         self.cut(PageRange { start: to, end: to + from.bytes() });
         let place = |address: u64| address - from.start + to;
-        self.extents
-            .extend(moved.into_iter().map(|(start, extent)| (place(start), Extent { end: place(extent.end), ..extent })));
+        self.extents.extend(
+            moved.into_iter().map(|(start, extent)| (place(start), Extent { end: place(extent.end), ..extent })),
+        );
     }
 
     /// Takes out every extent that overlaps `range`.

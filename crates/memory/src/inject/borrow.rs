@@ -19,7 +19,8 @@ pub(crate) struct Borrowed {
 impl Borrowed {
     /// Stops thread `tid` of process `pid` within `limit`.
     pub(crate) fn new(pid: i32, tid: i32, limit: Duration) -> Result<Self, InjectError> {
-        ptrace::seize(tid, ptrace::O_SUSPEND_SECCOMP | ptrace::O_TRACESYSGOOD).map_err(|e| kernel("seizing", pid, e))?;
+        ptrace::seize(tid, ptrace::O_SUSPEND_SECCOMP | ptrace::O_TRACESYSGOOD)
+            .map_err(|e| kernel("seizing", pid, e))?;
         let since = Instant::now();
         ptrace::interrupt(tid).map_err(|e| kernel("interrupting", pid, e))?;
         let deadline = since + limit;

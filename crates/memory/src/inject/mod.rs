@@ -55,7 +55,9 @@ pub enum InjectError {
     Architecture,
     #[error("process {pid} is gone")]
     Gone { pid: i32 },
-    #[error("process {pid} runs a 32-bit program or turns system calls into signals; its written pages are not tracked")]
+    #[error(
+        "process {pid} runs a 32-bit program or turns system calls into signals; its written pages are not tracked"
+    )]
     Foreign { pid: i32 },
     #[error("no thread of process {pid} could be stopped within {ms} ms; is it frozen, or does it wait for a disk?")]
     NotStopping { pid: i32, ms: u64 },
@@ -64,9 +66,18 @@ pub enum InjectError {
     #[error("no system call instruction was found in process {pid}")]
     NoInstruction { pid: i32 },
     #[error("process {pid} could not make a userfaultfd")]
-    Refused { pid: i32, #[source] source: io::Error },
+    Refused {
+        pid: i32,
+        #[source]
+        source: io::Error,
+    },
     #[error("{doing} process {pid}")]
-    Kernel { doing: &'static str, pid: i32, #[source] source: io::Error },
+    Kernel {
+        doing: &'static str,
+        pid: i32,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// A userfaultfd of process `pid`'s address space, and how long the borrowed thread stood still. `mappings` are the

@@ -32,13 +32,25 @@ pub(crate) enum Mode {
 #[derive(Debug)]
 pub(crate) enum Event {
     /// A thread waits for this page.
-    Fault { address: u64 },
+    Fault {
+        address: u64,
+    },
     /// The child's copy of the address space has this descriptor.
-    Fork { child: OwnedFd },
-    Remap { from: u64, to: u64, bytes: u64 },
+    Fork {
+        child: OwnedFd,
+    },
+    Remap {
+        from: u64,
+        to: u64,
+        bytes: u64,
+    },
     /// MADV_DONTNEED and the like: reads as zero from now on.
-    Remove { range: PageRange },
-    Unmap { range: PageRange },
+    Remove {
+        range: PageRange,
+    },
+    Unmap {
+        range: PageRange,
+    },
 }
 
 #[derive(Debug)]
@@ -55,7 +67,9 @@ impl AsFd for Userfaultfd {
 pub(crate) enum Filled {
     All,
     /// So many bytes; the address space is being changed, which an event tells about. Try again after it.
-    Partly { bytes: u64 },
+    Partly {
+        bytes: u64,
+    },
     /// The first page is there already.
     Present,
     /// Nothing (or nothing that we were told to fill) is mapped there any more.

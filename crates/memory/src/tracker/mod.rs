@@ -52,9 +52,17 @@ pub enum TrackError {
     #[error("process {pid} has more than {MAX_MAPPINGS} mappings")]
     TooManyMappings { pid: i32 },
     #[error("process {pid} could not be read")]
-    Process { pid: i32, #[source] source: io::Error },
+    Process {
+        pid: i32,
+        #[source]
+        source: io::Error,
+    },
     #[error("shared memory {id:?} could not be read")]
-    Object { id: ObjectId, #[source] source: io::Error },
+    Object {
+        id: ObjectId,
+        #[source]
+        source: io::Error,
+    },
 }
 
 /// Whether the processes run while a round is made.

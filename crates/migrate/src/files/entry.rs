@@ -25,7 +25,9 @@ pub struct Entry {
 pub enum EntryKind {
     Directory,
     /// `size` bytes in all; what no `Data` frame brings is a hole.
-    File { size: u64 },
+    File {
+        size: u64,
+    },
     Symlink {
         #[serde(with = "path_text")]
         target: Vec<u8>,
@@ -36,7 +38,9 @@ pub enum EntryKind {
         to: Vec<u8>,
     },
     /// Device, fifo or socket node; overlay whiteouts are character devices 0:0.
-    Node { device: u64 },
+    Node {
+        device: u64,
+    },
 }
 
 /// Paths are bytes on Linux; in JSON they are text where they can be, `hex:…` otherwise.

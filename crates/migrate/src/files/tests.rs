@@ -47,7 +47,11 @@ impl Pair {
 
     fn assert_same(&self) {
         assert_eq!(listing(self.from.path()), listing(self.to.path()));
-        let diff = Command::new("diff").args(["-r", "--no-dereference", "-x", "fifo", "-x", "whiteout"]).args([self.from.path(), self.to.path()]).output().unwrap();
+        let diff = Command::new("diff")
+            .args(["-r", "--no-dereference", "-x", "fifo", "-x", "whiteout"])
+            .args([self.from.path(), self.to.path()])
+            .output()
+            .unwrap();
         assert!(diff.status.success(), "{}", String::from_utf8_lossy(&diff.stdout));
     }
 }
@@ -55,11 +59,8 @@ impl Pair {
 /// Path, mode, owner, size, links and modification time of everything.
 fn listing(root: &Path) -> Vec<String> {
     let out = Command::new("find").arg(root).args(["-printf", "%P %m %U %G %n %y %l %T@ %D\\n"]).output().unwrap();
-    let mut lines: Vec<String> = String::from_utf8(out.stdout)
-        .unwrap()
-        .lines()
-        .map(|l| l.rsplit_once(' ').unwrap().0.to_owned())
-        .collect();
+    let mut lines: Vec<String> =
+        String::from_utf8(out.stdout).unwrap().lines().map(|l| l.rsplit_once(' ').unwrap().0.to_owned()).collect();
     lines.sort();
     lines
 }
@@ -149,6 +150,9 @@ fn nothing_is_written_outside_of_the_tree() {
     }
     let link = pair.writer.entry(entry("l", EntryKind::HardLink { to: b"door/x".to_vec() }));
     assert!(link.is_err());
-    assert!(matches!(pair.writer.entry(Entry { tree: "other".into(), ..entry("x", EntryKind::Directory) }), Err(WriteError::UnknownTree { .. })));
+    assert!(matches!(
+        pair.writer.entry(Entry { tree: "other".into(), ..entry("x", EntryKind::Directory) }),
+        Err(WriteError::UnknownTree { .. })
+    ));
     assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 0);
 }

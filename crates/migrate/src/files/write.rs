@@ -12,8 +12,8 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{
-    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, linkat, mkdirat, mknodat,
-    openat2, symlinkat, unlinkat, utimensat,
+    AtFlags, FileType, Gid, Mode, OFlags, ResolveFlags, Timespec, Timestamps, Uid, XattrFlags, linkat, mkdirat,
+    mknodat, openat2, symlinkat, unlinkat, utimensat,
 };
 use rustix::io::Errno;
 use thiserror::Error;
@@ -91,7 +91,8 @@ impl Writer {
             EntryKind::File { .. } => {
                 clear(&dir, name).map_err(wrap)?;
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
-                let fd = openat2(&dir, name, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR, RESOLVE).map_err(wrap)?;
+                let fd =
+                    openat2(&dir, name, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR, RESOLVE).map_err(wrap)?;
                 self.current = Some(Current { file: fd.into(), entry });
             }
             EntryKind::Symlink { target } => {
@@ -239,7 +240,8 @@ fn clear(dir: &OwnedFd, name: &Path) -> Result<(), Errno> {
 }
 
 fn times(modified_ns: i64) -> Timestamps {
-    let stamp = Timespec { tv_sec: modified_ns.div_euclid(1_000_000_000), tv_nsec: modified_ns.rem_euclid(1_000_000_000) };
+    let stamp =
+        Timespec { tv_sec: modified_ns.div_euclid(1_000_000_000), tv_nsec: modified_ns.rem_euclid(1_000_000_000) };
     Timestamps { last_access: stamp, last_modification: stamp }
 }
 

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::Dependency;
 use super::service::Service;
 use super::text::nearest;
-use super::Dependency;
 use crate::container::RestartPolicy;
 use crate::ids::LayerName;
 
@@ -44,7 +44,9 @@ fn volume_claims(services: Services<'_, '_>, declared: &BTreeSet<String>) {
             if !declared.contains(volume) {
                 let hint = match nearest(volume, declared.iter().map(String::as_str)) {
                     Some(near) => format!("did you mean {near:?}?"),
-                    None => format!("declare it at the end of the file, volumes: {{{volume}: {{}}}}, or write ./{volume} for a path on the host"),
+                    None => format!(
+                        "declare it at the end of the file, volumes: {{{volume}: {{}}}}, or write ./{volume} for a path on the host"
+                    ),
                 };
                 field.error_hint::<()>(format!("the volume {volume:?} is not declared"), hint);
             }
@@ -83,7 +85,10 @@ fn names(services: Services<'_, '_>) {
     let mut aliases: BTreeMap<&str, &LayerName> = BTreeMap::new();
     for (name, service) in services {
         if let Some(layer) = container_of(name.as_str()) {
-            service.field.key_error::<()>(format!("{name} is also the name of a container of {layer}"), Some("choose another name".to_owned()));
+            service.field.key_error::<()>(
+                format!("{name} is also the name of a container of {layer}"),
+                Some("choose another name".to_owned()),
+            );
         }
         for (alias, field) in &service.aliases {
             let owner = *aliases.entry(alias.as_str()).or_insert(name);

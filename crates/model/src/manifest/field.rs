@@ -202,7 +202,9 @@ impl<'a> Field<'a> {
         Some(
             entries
                 .iter()
-                .map(|(key, node)| (key.name.clone(), self.child(format_args!("{dot}{}", key.name), Some(key.place), node)))
+                .map(|(key, node)| {
+                    (key.name.clone(), self.child(format_args!("{dot}{}", key.name), Some(key.place), node))
+                })
                 .collect(),
         )
     }

@@ -149,7 +149,8 @@ mod tests {
         for (text, expected) in good {
             assert_eq!(interpolate(text, &vars).as_deref(), Ok(expected), "{text}");
         }
-        for text in ["$", "${", "${}", "${A", "$1", "${A:}", "${A*}", "${-x}", "$ A", "${N}", "$N", "${N?}", "${N:?no}"] {
+        for text in ["$", "${", "${}", "${A", "$1", "${A:}", "${A*}", "${-x}", "$ A", "${N}", "$N", "${N?}", "${N:?no}"]
+        {
             assert!(interpolate(text, &vars).is_err(), "{text}");
         }
         let deep = "${N:-".repeat(20) + &"}".repeat(20);

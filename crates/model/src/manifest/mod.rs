@@ -28,9 +28,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::container::{HealthCheck, HostPathMount, RestartPolicy, TmpfsMount, VolumeMount};
 use crate::ids::{EnvName, LayerName};
+use crate::units::{Bytes, Cloudlets, MilliCpu};
 use error::Report;
 use field::{Field, File};
-use crate::units::{Bytes, Cloudlets, MilliCpu};
 
 /// One environment as a person wrote it, checked. Two equal manifests describe the same environment.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -168,10 +168,8 @@ fn document(root: &Field<'_>, default_name: Option<&str>) -> Option<Manifest> {
     let network = known.get("networks").and_then(network).unwrap_or_else(|| "default".to_owned());
     let name = match (known.get("name"), default_name) {
         (Some(field), _) => field.parsed(),
-        (None, Some(name)) => EnvName::new(name).map_or_else(
-            |error| root.error_hint(error.to_string(), "add name: NAME to the file"),
-            Some,
-        ),
+        (None, Some(name)) => EnvName::new(name)
+            .map_or_else(|error| root.error_hint(error.to_string(), "add name: NAME to the file"), Some),
         (None, None) => root.error_hint("the environment has no name", "add name: NAME"),
     };
     let Some(field) = known.get("services") else {

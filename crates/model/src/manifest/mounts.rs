@@ -81,7 +81,9 @@ fn short(item: &Field<'_>, text: &str) -> Option<Mount> {
         match option {
             "ro" => read_only = true,
             "rw" => read_only = false,
-            other => return item.error_hint(format!("the mount option {other:?} is not supported"), "write ro, rw or none"),
+            other => {
+                return item.error_hint(format!("the mount option {other:?} is not supported"), "write ro, rw or none");
+            }
         }
     }
     let target = target(item, goal)?;
@@ -99,9 +101,13 @@ fn long(item: &Field<'_>) -> Option<Mount> {
         ("image", "remove it"),
     ];
     let known = item.known(&["type", "source", "target", "read_only", "tmpfs"], &unsupported)?;
-    let Some(kind) = known.get("type") else { return item.error_hint("the key \"type\" is missing", "write type: volume, bind or tmpfs") };
+    let Some(kind) = known.get("type") else {
+        return item.error_hint("the key \"type\" is missing", "write type: volume, bind or tmpfs");
+    };
     let kind = kind.one_of(&[("volume", 'v'), ("bind", 'b'), ("tmpfs", 't')])?;
-    let Some(goal) = known.get("target") else { return item.error("the key \"target\" (the path in the container) is missing") };
+    let Some(goal) = known.get("target") else {
+        return item.error("the key \"target\" (the path in the container) is missing");
+    };
     let target = target(goal, &goal.text()?)?;
     let read_only = match known.get("read_only") {
         Some(field) => field.boolean()?,
@@ -152,7 +158,12 @@ fn short_tmpfs(item: &Field<'_>, text: &str) -> Option<TmpfsMount> {
                 Ok(_) => return item.error("a size of 0 would be no limit; leave it out for that"),
                 Err(error) => return item.error(error.to_string()),
             },
-            _ => return item.error_hint(format!("the tmpfs option {option:?} is not supported"), "write for example /run:size=64m"),
+            _ => {
+                return item.error_hint(
+                    format!("the tmpfs option {option:?} is not supported"),
+                    "write for example /run:size=64m",
+                );
+            }
         }
     }
     Some(mount)

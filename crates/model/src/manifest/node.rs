@@ -145,11 +145,7 @@ impl Loader<'_> {
                 };
                 self.attach(node)?;
             }
-            Event::Nothing
-            | Event::StreamStart
-            | Event::StreamEnd
-            | Event::DocumentStart(_)
-            | Event::DocumentEnd => {}
+            Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentStart(_) | Event::DocumentEnd => {}
         }
         Some(())
     }
@@ -159,7 +155,9 @@ impl Loader<'_> {
         match tag {
             None => Some(false),
             Some(tag) if tag.is_yaml_core_schema() => Some(tag.suffix == "str"),
-            Some(tag) => self.stop(place, format!("the tag {}{} is not supported", tag.handle, tag.suffix), "remove it"),
+            Some(tag) => {
+                self.stop(place, format!("the tag {}{} is not supported", tag.handle, tag.suffix), "remove it")
+            }
         }
     }
 

@@ -2,8 +2,8 @@
 
 use std::ops::RangeInclusive;
 
-use super::field::Field;
 use super::PublishedPort;
+use super::field::Field;
 
 /// Most ports that one range stands for.
 const MAX_RANGE_PORTS: usize = 100;
@@ -39,7 +39,9 @@ fn short(item: &Field<'_>, text: &str) -> Option<Vec<PublishedPort>> {
     };
     if let Some((address, host)) = host.rsplit_once(':') {
         return item.error_hint(
-            format!("the host address {address:?} is not supported, a published port is open on all addresses of every host"),
+            format!(
+                "the host address {address:?} is not supported, a published port is open on all addresses of every host"
+            ),
             format!("write \"{host}:{container}\""),
         );
     }
@@ -48,15 +50,21 @@ fn short(item: &Field<'_>, text: &str) -> Option<Vec<PublishedPort>> {
 
 fn long(item: &Field<'_>) -> Option<Vec<PublishedPort>> {
     let everywhere = "remove it, a published port is open on all addresses of every host";
-    let unsupported = [("host_ip", everywhere), ("mode", everywhere), ("name", "remove it"), ("app_protocol", "remove it")];
+    let unsupported =
+        [("host_ip", everywhere), ("mode", everywhere), ("name", "remove it"), ("app_protocol", "remove it")];
     let known = item.known(&["target", "published", "protocol"], &unsupported)?;
     let udp = match known.get("protocol") {
         Some(field) => field.one_of(&[("tcp", false), ("udp", true)])?,
         None => false,
     };
-    let Some(target) = known.get("target") else { return item.error("the key \"target\" (the container's port) is missing") };
+    let Some(target) = known.get("target") else {
+        return item.error("the key \"target\" (the container's port) is missing");
+    };
     let Some(published) = known.get("published") else {
-        return item.error_hint("the key \"published\" (the port on the hosts) is missing", "add it, or remove the entry: inside the environment the port can be reached anyway");
+        return item.error_hint(
+            "the key \"published\" (the port on the hosts) is missing",
+            "add it, or remove the entry: inside the environment the port can be reached anyway",
+        );
     };
     let target_port = range(target, &target.text()?)?;
     pair(item, range(published, &published.text()?)?, target_port, udp)
@@ -76,7 +84,8 @@ fn range(item: &Field<'_>, text: &str) -> Option<RangeInclusive<u16>> {
     let (first, last) = text.split_once('-').unwrap_or((text, text));
     match (port(first), port(last)) {
         (Some(first), Some(last)) if first <= last => Some(first..=last),
-        _ => item.error_hint(format!("{text:?} is not a port"), "a port is a number from 1 to 65535, a range is FIRST-LAST"),
+        _ => item
+            .error_hint(format!("{text:?} is not a port"), "a port is a number from 1 to 65535, a range is FIRST-LAST"),
     }
 }
 
@@ -87,10 +96,18 @@ fn pair(
     udp: bool,
 ) -> Option<Vec<PublishedPort>> {
     if host.len() != container.len() {
-        return item.error(format!("{} ports on the hosts cannot lead to {} ports of a container", host.len(), container.len()));
+        return item.error(format!(
+            "{} ports on the hosts cannot lead to {} ports of a container",
+            host.len(),
+            container.len()
+        ));
     }
     if host.len() > MAX_RANGE_PORTS {
         return item.error(format!("the range has {} ports, at most {MAX_RANGE_PORTS} are allowed", host.len()));
     }
-    Some(host.zip(container).map(|(host_port, container_port)| PublishedPort { host_port, container_port, udp }).collect())
+    Some(
+        host.zip(container)
+            .map(|(host_port, container_port)| PublishedPort { host_port, container_port, udp })
+            .collect(),
+    )
 }

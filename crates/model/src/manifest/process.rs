@@ -119,9 +119,8 @@ pub(super) fn signal(field: &Field<'_>) -> Option<String> {
     let upper = value.to_ascii_uppercase();
     let name = upper.strip_prefix("SIG").unwrap_or(&upper);
     // systemd and some servers end on real-time signals.
-    let real_time = name
-        .strip_prefix("RTMIN+")
-        .is_some_and(|offset| offset.parse::<u8>().is_ok_and(|offset| offset <= 30));
+    let real_time =
+        name.strip_prefix("RTMIN+").is_some_and(|offset| offset.parse::<u8>().is_ok_and(|offset| offset <= 30));
     if real_time || SIGNALS.contains(&name) {
         return Some(format!("SIG{name}"));
     }

@@ -10,7 +10,11 @@ const MIN_MEMORY: Bytes = Bytes::mib(4);
 const MAX_CLOUDLETS: u32 = 1024;
 
 /// Reads them all. Each quantity may be given in one way only.
-pub(super) fn resources(service: &Known<'_>, deploy: Option<&Known<'_>>, extension: Option<&Known<'_>>) -> LayerResources {
+pub(super) fn resources(
+    service: &Known<'_>,
+    deploy: Option<&Known<'_>>,
+    extension: Option<&Known<'_>>,
+) -> LayerResources {
     let declared = deploy
         .and_then(|deploy| deploy.get("resources"))
         .and_then(|field| field.known(&["limits", "reservations"], &[]));
@@ -35,7 +39,8 @@ pub(super) fn resources(service: &Known<'_>, deploy: Option<&Known<'_>>, extensi
         reserved_cpu: reserved_cpu_field.and_then(cpu),
         cloudlets: extension.and_then(|x| x.get("cloudlets")).and_then(cloudlets),
     };
-    if let (Some(limit), Some(reserved), Some(field)) = (resources.memory, resources.reserved_memory, reserved_memory_field)
+    if let (Some(limit), Some(reserved), Some(field)) =
+        (resources.memory, resources.reserved_memory, reserved_memory_field)
         && reserved > limit
     {
         field.error::<()>(format!("{reserved} are reserved, more than the limit of {limit}"));
@@ -78,7 +83,8 @@ fn memory(field: &Field<'_>) -> Option<Bytes> {
 fn cpu(field: &Field<'_>) -> Option<MilliCpu> {
     let cpu: MilliCpu = field.parsed()?;
     if cpu < MilliCpu(10) {
-        return field.error_hint(format!("{cpu} CPUs are too little, 0.01 is the least"), "leave the key out for no limit");
+        return field
+            .error_hint(format!("{cpu} CPUs are too little, 0.01 is the least"), "leave the key out for no limit");
     }
     Some(cpu)
 }
@@ -93,11 +99,13 @@ fn cloudlets(field: &Field<'_>) -> Option<CloudletRange> {
     let known = field.known(&["reserved", "limit"], &[])?;
     let (reserved, limit) = (known.get("reserved"), known.get("limit"));
     let (Some(reserved), Some(limit)) = (reserved, limit) else {
-        return field.error_hint("both reserved and limit are needed", "write for example cloudlets: {reserved: 2, limit: 8}");
+        return field
+            .error_hint("both reserved and limit are needed", "write for example cloudlets: {reserved: 2, limit: 8}");
     };
     let range = CloudletRange { reserved: number(reserved)?, limit: number(limit)? };
     if range.reserved > range.limit {
-        return reserved.error(format!("{} cloudlets are reserved, more than the limit of {}", range.reserved, range.limit));
+        return reserved
+            .error(format!("{} cloudlets are reserved, more than the limit of {}", range.reserved, range.limit));
     }
     Some(range)
 }

@@ -1,8 +1,8 @@
 //! One service: a layer, and what it claims of the rest of the environment.
 
 use super::field::{Field, Known, Unsupported};
-use super::mounts::{mounts, Mount};
-use super::{ports, process, resources, Dependency, Layer, PublishedPort, Spread};
+use super::mounts::{Mount, mounts};
+use super::{Dependency, Layer, PublishedPort, Spread, ports, process, resources};
 use crate::container::RestartPolicy;
 use crate::ids::LayerName;
 
@@ -10,9 +10,33 @@ use crate::ids::LayerName;
 const MAX_REPLICAS: u32 = 1000;
 
 const KEYS: [&str; 28] = [
-    "image", "command", "entrypoint", "environment", "working_dir", "user", "labels", "deploy", "scale", "mem_limit",
-    "mem_reservation", "cpus", "pids_limit", "volumes", "tmpfs", "ports", "expose", "healthcheck", "depends_on",
-    "restart", "stop_signal", "stop_grace_period", "read_only", "ulimits", "networks", "privileged", "security_opt",
+    "image",
+    "command",
+    "entrypoint",
+    "environment",
+    "working_dir",
+    "user",
+    "labels",
+    "deploy",
+    "scale",
+    "mem_limit",
+    "mem_reservation",
+    "cpus",
+    "pids_limit",
+    "volumes",
+    "tmpfs",
+    "ports",
+    "expose",
+    "healthcheck",
+    "depends_on",
+    "restart",
+    "stop_signal",
+    "stop_grace_period",
+    "read_only",
+    "ulimits",
+    "networks",
+    "privileged",
+    "security_opt",
     "x-godwit",
 ];
 
@@ -36,7 +60,10 @@ const UNSUPPORTED: [Unsupported; 34] = [
     ("external_links", "remove it; environments cannot reach each other"),
     ("extra_hosts", "use networks: {default: {aliases: [NAME]}} on the service that should have the name"),
     ("group_add", "use user: USER:GROUP"),
-    ("hostname", "remove it, the host name is SERVICE-NUMBER; use networks: {default: {aliases: [NAME]}} for another name"),
+    (
+        "hostname",
+        "remove it, the host name is SERVICE-NUMBER; use networks: {default: {aliases: [NAME]}} for another name",
+    ),
     ("init", "remove it; the keeper of a container reaps its processes"),
     ("ipc", "remove it; every container has its own"),
     ("links", "remove it; services reach each other by name"),
@@ -74,7 +101,10 @@ pub(super) fn service<'a>(field: &Field<'a>, default_spread: Spread) -> Option<S
     refuse_privileges(&known);
     let image = match known.get("image") {
         Some(image) => image_name(image),
-        None => field.key_error("the key \"image\" is missing", Some("add image: NAME, for example image: oci:/srv/images/redis:latest".to_owned())),
+        None => field.key_error(
+            "the key \"image\" is missing",
+            Some("add image: NAME, for example image: oci:/srv/images/redis:latest".to_owned()),
+        ),
     };
     let deploy = known.get("deploy").and_then(deploy);
     let extension = known.get("x-godwit").and_then(|field| field.known(&["cloudlets", "spread"], &[]));
@@ -138,7 +168,10 @@ fn refuse_privileges(known: &Known<'_>) {
         if let Some(option) = item.text()
             && !matches!(option.as_str(), "no-new-privileges" | "no-new-privileges:true" | "no-new-privileges=true")
         {
-            item.error_hint::<()>(format!("the option {option:?} is not supported"), "remove it; seccomp and no-new-privileges always hold");
+            item.error_hint::<()>(
+                format!("the option {option:?} is not supported"),
+                "remove it; seccomp and no-new-privileges always hold",
+            );
         }
     }
 }

@@ -104,7 +104,9 @@ mod tests {
 
     #[test]
     fn durations_have_units() {
-        for (text, ms) in [("1m30s", 90_000), ("500ms", 500), ("1.5h", 5_400_000), ("0s", 0), ("2000us", 2), ("1h0m1s", 3_601_000)] {
+        for (text, ms) in
+            [("1m30s", 90_000), ("500ms", 500), ("1.5h", 5_400_000), ("0s", 0), ("2000us", 2), ("1h0m1s", 3_601_000)]
+        {
             assert_eq!(duration_ms(text), Some(ms), "{text}");
         }
         for bad in ["", "10", "s", "1x", "1m 30s", "-1s", "1.2.3s", "1e9s", "9999999999h"] {
@@ -133,7 +135,9 @@ mod tests {
     #[test]
     fn typing_errors_find_their_key() {
         let keys = ["image", "environment", "mem_limit", "ports", "cpus"];
-        for (typo, key) in [("imgae", "image"), ("enviroment", "environment"), ("memLimit", "mem_limit"), ("port", "ports")] {
+        for (typo, key) in
+            [("imgae", "image"), ("enviroment", "environment"), ("memLimit", "mem_limit"), ("port", "ports")]
+        {
             assert_eq!(nearest(typo, keys.into_iter()), Some(key));
         }
         assert_eq!(nearest("zzz", keys.into_iter()), None);

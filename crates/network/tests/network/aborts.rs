@@ -106,7 +106,8 @@ fn abort(world: &World, env: &Environment, case: Abort, before: &[(String, Vec<S
     if !case.diverted {
         return assert_complete(told, "nothing was diverted");
     }
-    for (Told { sent, heard, answers }, (first, last)) in told.into_iter().zip(sent_before.into_iter().zip(sent_after)) {
+    for (Told { sent, heard, answers }, (first, last)) in told.into_iter().zip(sent_before.into_iter().zip(sent_after))
+    {
         // One may be between being counted and being sent.
         let outside = |number: &u32| *number < first || *number > last;
         let kept: Vec<u32> = heard.iter().copied().filter(outside).collect();

@@ -173,7 +173,8 @@ fn the_container_gets_its_settings() {
     env.start(&world, 0, &[]);
     apply(&world, &[&env]);
     let space = &env.containers[0].space;
-    let setting = |key: &str| space.inside(|| std::fs::read_to_string(format!("/proc/sys/net/{key}"))).unwrap_or_default();
+    let setting =
+        |key: &str| space.inside(|| std::fs::read_to_string(format!("/proc/sys/net/{key}"))).unwrap_or_default();
     assert_eq!(setting("ipv4/ip_unprivileged_port_start").trim(), "0");
     assert_eq!(setting("ipv4/ping_group_range").split_whitespace().next(), Some("0"));
     assert_eq!(setting("ipv6/conf/eth0/disable_ipv6").trim(), "1");

@@ -91,7 +91,8 @@ fn calls_at_the_same_time_are_not_in_each_others_way() {
     apply(&world, &[&env]);
     let view = env.view(&world, 0);
     world.hosts[0].on(|network| async move {
-        let look = |network: HostNetwork| async move { network.leftovers().await.map(drop).map_err(|error| vec![error]) };
+        let look =
+            |network: HostNetwork| async move { network.leftovers().await.map(drop).map_err(|error| vec![error]) };
         for _ in 0..20 {
             let (applying, view) = (network.clone(), view.clone());
             let lookers: Vec<_> = (0..8).map(|_| tokio::spawn(look(network.clone()))).collect();
@@ -122,7 +123,8 @@ fn nothing_is_left_after_removal() {
     let host = &world.hosts[0];
     let names = || host.on(|network| async move { network.leftovers().await }).unwrap();
     let port = |env: &Environment| format!("gwp{}", env.containers[0].port.id);
-    let all = ["gwb82", "gwb83", "gwx82", "gwx83", &port(&one), &port(&two), "table bridge godwit", "table inet godwit"];
+    let all =
+        ["gwb82", "gwb83", "gwx82", "gwx83", &port(&one), &port(&two), "table bridge godwit", "table inet godwit"];
     let mut all: Vec<String> = all.iter().map(|name| (*name).to_owned()).collect();
     all.sort_unstable();
     assert_eq!(names(), all);

@@ -59,8 +59,7 @@ pub(super) fn open(path: &Path, options: &Options) -> Result<(Connection, File),
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    std::fs::create_dir_all(directory)
-        .map_err(|source| OpenError::Directory { path: directory.to_owned(), source })?;
+    std::fs::create_dir_all(directory).map_err(|source| OpenError::Directory { path: directory.to_owned(), source })?;
     let lock = lock(path)?;
     let create = |source| OpenError::Create { path: path.to_owned(), source };
     // Made here and not by SQLite, so that nobody else can read it: environments may hold passwords.
@@ -166,8 +165,6 @@ pub(super) fn fault(path: &Path, error: rusqlite::Error) -> StoreFault {
 /// Whether a failed COMMIT surely left nothing on disk. A write that failed did: the log's commit frame
 /// comes last and carries a checksum. A failed fsync, or an error not known here, says nothing.
 pub(super) fn surely_undone(error: &rusqlite::Error) -> bool {
-    let write_failed = error
-        .sqlite_error()
-        .is_some_and(|e| e.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE);
+    let write_failed = error.sqlite_error().is_some_and(|e| e.extended_code == rusqlite::ffi::SQLITE_IOERR_WRITE);
     write_failed || matches!(error.sqlite_error_code(), Some(ErrorCode::DiskFull | ErrorCode::ReadOnly))
 }

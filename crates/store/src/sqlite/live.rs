@@ -5,11 +5,11 @@
 //! nothing is missed and nothing comes twice.
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::mpsc::{channel, Receiver, Sender};
+use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::reader::Readers;
 use super::rows::{self, Page, Position};
@@ -125,9 +125,7 @@ impl SqliteWatch {
         let (prefix, until) = (self.prefix.clone(), self.live.joined);
         let page = self
             .readers
-            .run::<_, WatchError>(move |connection| {
-                rows::replay(connection, &prefix, after, until, REPLAY_PAGE_EVENTS)
-            })
+            .run::<_, WatchError>(move |connection| rows::replay(connection, &prefix, after, until, REPLAY_PAGE_EVENTS))
             .await?;
         match page {
             Page::Compacted { oldest } => Err(WatchError::Compacted { from: after.revision, oldest }),

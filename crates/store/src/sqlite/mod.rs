@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::error::{CommitError, CompactError, LeaseError, OpenError, ReadError, StoreFault, WatchError};
 use crate::store::{BoxFuture, Store, Watch};
 use crate::types::{
-    check_read_key, Commit, Entry, LeaseId, Listing, Revision, Txn, MAX_KEY_BYTES, MAX_LEASE_TTL_MS, MIN_LEASE_TTL_MS,
+    Commit, Entry, LeaseId, Listing, MAX_KEY_BYTES, MAX_LEASE_TTL_MS, MIN_LEASE_TTL_MS, Revision, Txn, check_read_key,
 };
 use live::SqliteWatch;
 use reader::Readers;

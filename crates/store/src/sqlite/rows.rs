@@ -1,9 +1,9 @@
 //! The SQL: reading entries and history, and applying one transaction.
 
-use rusqlite::{params, Connection, OptionalExtension, Row};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use crate::types::{
-    Change, Commit, Condition, Conflict, Entry, LeaseId, Listing, Op, Revision, Txn, WatchEvent, MAX_LIST_ENTRIES,
+    Change, Commit, Condition, Conflict, Entry, LeaseId, Listing, MAX_LIST_ENTRIES, Op, Revision, Txn, WatchEvent,
 };
 
 /// The counters, as they are or will be on disk.
@@ -80,10 +80,9 @@ fn entries_below(connection: &Connection, prefix: &str, limit: usize) -> rusqlit
             .prepare_cached(&format!("{ENTRY} WHERE key >= ?1 AND key < ?2 ORDER BY key LIMIT ?3"))?
             .query_map(params![prefix.as_bytes(), end, limit], entry)?
             .collect(),
-        None => connection
-            .prepare_cached(&format!("{ENTRY} ORDER BY key LIMIT ?1"))?
-            .query_map([limit], entry)?
-            .collect(),
+        None => {
+            connection.prepare_cached(&format!("{ENTRY} ORDER BY key LIMIT ?1"))?.query_map([limit], entry)?.collect()
+        }
     }
 }
 
@@ -222,10 +221,9 @@ fn keys_below(connection: &Connection, prefix: &str) -> rusqlite::Result<Vec<(St
             .prepare_cached("SELECT key, mod_revision FROM entry WHERE key >= ?1 AND key < ?2 ORDER BY key")?
             .query_map(params![prefix.as_bytes(), end], row)?
             .collect(),
-        None => connection
-            .prepare_cached("SELECT key, mod_revision FROM entry ORDER BY key")?
-            .query_map([], row)?
-            .collect(),
+        None => {
+            connection.prepare_cached("SELECT key, mod_revision FROM entry ORDER BY key")?.query_map([], row)?.collect()
+        }
     }
 }
 

@@ -8,17 +8,17 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{channel, Receiver, RecvTimeoutError, Sender};
 use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, TransactionBehavior};
-use tokio::sync::{oneshot, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
 use super::live::{Listeners, Live};
 use super::rows::{self, Applied, Counters};
-use super::{database, Options};
+use super::{Options, database};
 use crate::error::{CommitError, CompactError, LeaseError, OpenError, StoreFault, WatchError};
 use crate::types::{Commit, LeaseId, Revision, Txn, WatchEvent};
 
@@ -35,12 +35,31 @@ type Reply<T, E> = oneshot::Sender<Result<T, E>>;
 
 /// What the thread can be asked for.
 pub(super) enum Request {
-    Commit { txn: Txn, reply: Reply<Commit, CommitError> },
-    Watch { prefix: String, from: Revision, reply: Reply<Live, WatchError> },
-    LeaseGrant { ttl_ms: u64, reply: Reply<LeaseId, LeaseError> },
-    LeaseKeepAlive { lease: LeaseId, reply: Reply<Duration, LeaseError> },
-    LeaseRevoke { lease: LeaseId, reply: Reply<Revision, LeaseError> },
-    Compact { revision: Revision, reply: Reply<(), CompactError> },
+    Commit {
+        txn: Txn,
+        reply: Reply<Commit, CommitError>,
+    },
+    Watch {
+        prefix: String,
+        from: Revision,
+        reply: Reply<Live, WatchError>,
+    },
+    LeaseGrant {
+        ttl_ms: u64,
+        reply: Reply<LeaseId, LeaseError>,
+    },
+    LeaseKeepAlive {
+        lease: LeaseId,
+        reply: Reply<Duration, LeaseError>,
+    },
+    LeaseRevoke {
+        lease: LeaseId,
+        reply: Reply<Revision, LeaseError>,
+    },
+    Compact {
+        revision: Revision,
+        reply: Reply<(), CompactError>,
+    },
     /// Ends the thread after what was queued before.
     Stop,
 }
@@ -118,14 +137,30 @@ impl Lease {
 
 /// A change of the file.
 enum Change {
-    Commit { txn: Txn, reply: Reply<Commit, CommitError> },
-    LeaseGrant { ttl_ms: u64, reply: Reply<LeaseId, LeaseError> },
-    LeaseRevoke { lease: LeaseId, reply: Reply<Revision, LeaseError> },
-    Compact { revision: Revision, reply: Reply<(), CompactError> },
+    Commit {
+        txn: Txn,
+        reply: Reply<Commit, CommitError>,
+    },
+    LeaseGrant {
+        ttl_ms: u64,
+        reply: Reply<LeaseId, LeaseError>,
+    },
+    LeaseRevoke {
+        lease: LeaseId,
+        reply: Reply<Revision, LeaseError>,
+    },
+    Compact {
+        revision: Revision,
+        reply: Reply<(), CompactError>,
+    },
     /// From the thread itself.
-    LeaseExpire { lease: LeaseId },
+    LeaseExpire {
+        lease: LeaseId,
+    },
     /// From the thread itself: bounds the history.
-    Trim { revision: Revision },
+    Trim {
+        revision: Revision,
+    },
 }
 
 /// What a change came to, told once the group is on disk.
@@ -234,8 +269,7 @@ impl State {
         let failed = |error| database::fault(path, error);
         let mut counters = self.counters;
         let lease_count = self.leases.len();
-        let transaction =
-            self.database.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
+        let transaction = self.database.transaction_with_behavior(TransactionBehavior::Immediate).map_err(failed)?;
         let mut staged = Vec::with_capacity(changes.len());
         for change in changes {
             staged.push(stage(&transaction, &mut counters, lease_count, change).map_err(failed)?);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_store::{
-    Change, Commit, CommitError, Compare, Conflict, Entry, LeaseError, Op, Revision, Store, Txn, Watch, WatchError,
-    WatchEvent, MAX_KEY_BYTES, MAX_TXN_OPS, MAX_VALUE_BYTES,
+    Change, Commit, CommitError, Compare, Conflict, Entry, LeaseError, MAX_KEY_BYTES, MAX_TXN_OPS, MAX_VALUE_BYTES, Op,
+    Revision, Store, Txn, Watch, WatchError, WatchEvent,
 };
 
 /// No event of these tests takes as long as this.

@@ -32,7 +32,9 @@ pub fn checks(ways: &Ways, is_root: bool) -> Vec<Check> {
             let found = format!("{found} at {}", path.display());
             vec![version.too_old(found, way_out(ways, elsewhere)), works().not_checked("needs a CRIU")]
         }
-        Err(error) => vec![version.missing(chain(&error), way_out(ways, elsewhere)), works().not_checked("needs a CRIU")],
+        Err(error) => {
+            vec![version.missing(chain(&error), way_out(ways, elsewhere)), works().not_checked("needs a CRIU")]
+        }
     }
 }
 
@@ -81,12 +83,8 @@ fn run(criu: &Path, arguments: &[&str]) -> Result<(), String> {
 
 fn ended(criu: &Path, arguments: &[&str]) -> std::io::Result<(ExitStatus, String)> {
     let (reader, writer) = std::io::pipe()?;
-    let mut child = Command::new(criu)
-        .args(arguments)
-        .stdin(Stdio::null())
-        .stdout(writer.try_clone()?)
-        .stderr(writer)
-        .spawn()?;
+    let mut child =
+        Command::new(criu).args(arguments).stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer).spawn()?;
     let timeout = Timespec { tv_sec: CRIU_TIMEOUT.as_secs().cast_signed(), tv_nsec: 0 };
     let in_time = match Pid::from_raw(child.id().cast_signed()) {
         Some(pid) => {

@@ -51,7 +51,8 @@ pub struct DemoArgs {
 /// Exit code 0 only if no client lost a byte, a connection or an answer, and nothing is left of the lab.
 pub fn run(printer: &Printer, args: &DemoArgs) -> Result<u8> {
     let stage = Stage::check(&args.images)?;
-    let runtime = Builder::new_current_thread().enable_all().build().context("cannot start: the system refuses epoll")?;
+    let runtime =
+        Builder::new_current_thread().enable_all().build().context("cannot start: the system refuses epoll")?;
     let mut report = Report::new(HOSTS);
     let worked = with_lab(printer, args, &runtime, &stage, &mut report);
     runtime.shutdown_background();
@@ -71,13 +72,7 @@ pub fn run(printer: &Printer, args: &DemoArgs) -> Result<u8> {
 }
 
 /// From nothing to nothing, unless the lab is to be kept.
-fn with_lab(
-    printer: &Printer,
-    args: &DemoArgs,
-    runtime: &Runtime,
-    stage: &Stage,
-    report: &mut Report,
-) -> Result<()> {
+fn with_lab(printer: &Printer, args: &DemoArgs, runtime: &Runtime, stage: &Stage, report: &mut Report) -> Result<()> {
     // From here on Ctrl-C does not end this process but what it does.
     let mut interrupt = runtime.block_on(async { Interrupt::new() })?;
     let lab = stage::make_lab(printer, &args.name, runtime)?;

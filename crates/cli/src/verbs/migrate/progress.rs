@@ -102,9 +102,7 @@ const TEMPLATE: &str = "{prefix}  [{bar:12}]  {wide_msg}";
 
 fn style() -> ProgressStyle {
     // The template is a constant: that it is one is what the test below checks.
-    ProgressStyle::with_template(TEMPLATE)
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("=> ")
+    ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
 }
 
 /// Bytes in a second, between two looks.

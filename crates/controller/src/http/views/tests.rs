@@ -1,8 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
-use godwit_model::container::{
-    ContainerSpec, Health, Movable, NetworkIdentity, Resources, RestartPolicy,
-};
+use godwit_model::container::{ContainerSpec, Health, Movable, NetworkIdentity, Resources, RestartPolicy};
 use godwit_model::host::{HostFacts, HostState};
 use godwit_model::migration::{Phase, Progress};
 use godwit_model::network::MacAddress;
@@ -181,7 +179,10 @@ fn a_host_that_cannot_be_heard_leaves_its_containers_unknown() {
     // Old news, and marked as such: the report stays, the health does not.
     assert!(view.status.is_some() && view.health.is_none());
     let (state, message) = seen(record.clone(), None);
-    assert_eq!((state.as_str(), message.unwrap().as_str()), ("unknown", "h1 has not connected since the controller started"));
+    assert_eq!(
+        (state.as_str(), message.unwrap().as_str()),
+        ("unknown", "h1 has not connected since the controller started")
+    );
     let just_linked = Arc::new(HostReport { connected: true, ..HostReport::default() });
     assert_eq!(seen(record, Some(just_linked)).0, "unknown");
 }
@@ -258,7 +259,10 @@ fn layers_count_what_runs_and_can_be_heard() {
     for (connected, running) in [(true, 1), (false, 0)] {
         let view = sight(record.clone(), Some(report(connected, vec![status.clone()]))).environment(&env);
         assert_eq!((view.layers[0].wanted, view.layers[0].running), (2, running));
-        assert_eq!((view.layers[0].ports.join(" "), view.subnet, view.vni), ("8080:80/tcp".to_owned(), "10.64.16.0/20".to_owned(), 4098));
+        assert_eq!(
+            (view.layers[0].ports.join(" "), view.subnet, view.vni),
+            ("8080:80/tcp".to_owned(), "10.64.16.0/20".to_owned(), 4098)
+        );
         assert_eq!(view.containers.len(), 1);
     }
     let going = EnvRecord { deleted: true, ..env };

@@ -26,8 +26,10 @@ impl Server {
                 let within = PageRange { start: extent.offset, end: extent.offset + (end - start) };
                 let copied = extent.source.space.first_run(within, most, |run| {
                     let here = run.range.start == extent.offset;
-                    // SAFETY: the run stays readable while this closure runs.
-                    here.then(|| unsafe { space.uffd.copy(page.start, run.data, run.range.bytes()) }.map(|f| (f, run.range)))
+                    here.then(|| {
+                        // SAFETY: the run stays readable while this closure runs.
+                        unsafe { space.uffd.copy(page.start, run.data, run.range.bytes()) }.map(|f| (f, run.range))
+                    })
                 });
                 copied.flatten()
             });

@@ -103,7 +103,13 @@ impl Act<'_> {
         let check = self.workload("redis-check", &data).await?;
         seen.errors += check.errors;
         seen.messages.extend(check.messages.iter().cloned());
-        self.add(report, &redis, &steps, |from, until| clients::seen(&seen, from, until), (seen.errors, seen.reconnects));
+        self.add(
+            report,
+            &redis,
+            &steps,
+            |from, until| clients::seen(&seen, from, until),
+            (seen.errors, seen.reconnects),
+        );
         self.tell(&seen.messages);
         Ok(())
     }
@@ -147,7 +153,9 @@ impl Act<'_> {
         let sums: Vec<&str> = text.trim().split('|').collect();
         match sums.as_slice() {
             [a, b, c, d, count] if a == b && b == c && c == d && *count == processed.to_string() => Ok(()),
-            _ => Err(Failure::new(format!("the sums of {processed} transactions do not agree: {}", text.trim())).into()),
+            _ => {
+                Err(Failure::new(format!("the sums of {processed} transactions do not agree: {}", text.trim())).into())
+            }
         }
     }
 

@@ -86,7 +86,8 @@ impl Outcome {
             let [client, _, duration, _, seconds, microseconds, ..] = fields.as_slice() else {
                 return Err(Failure::new(format!("pgbench's log has the line {line:?}")).into());
             };
-            let number = |text: &str| text.parse::<u64>().with_context(|| format!("pgbench's log has the line {line:?}"));
+            let number =
+                |text: &str| text.parse::<u64>().with_context(|| format!("pgbench's log has the line {line:?}"));
             let end = number(seconds)? * 1_000_000 + number(microseconds)?;
             let before = last.insert(number(client)? as u32, end);
             if *duration == "failed" {

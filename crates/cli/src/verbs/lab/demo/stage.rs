@@ -54,7 +54,9 @@ impl Stage {
         let missing: Vec<&str> = IMAGES.into_iter().filter(|name| !images.join(name).is_dir()).collect();
         if !missing.is_empty() {
             let message = format!("there is no image {} in {}", missing.join(", "), images.display());
-            return Err(Failure::new(message).hint("`./dev images` makes them; --images names another directory").into());
+            return Err(Failure::new(message)
+                .hint("`./dev images` makes them; --images names another directory")
+                .into());
         }
         let images = images.canonicalize().with_context(|| format!("cannot find {}", images.display()))?;
         let variables = BTreeMap::from([("IMAGES".to_owned(), images.to_string_lossy().into_owned())]);
