@@ -1,0 +1,27 @@
+//! Programs for the tests to track, dump and restore. Not for users.
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test program")]
+
+mod churn;
+mod lazy;
+mod memory;
+mod scatter;
+mod speed;
+mod tree;
+mod wait;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match arguments.as_slice() {
+        ["churn", seed] => churn::run(seed.parse().unwrap()),
+        ["scatter", mib] => scatter::run(mib.parse().unwrap()),
+        ["wait", kind] => wait::run(kind),
+        ["signals"] => wait::count_signals(),
+        ["lazy", socket, seed] => lazy::run(socket, seed.parse().unwrap()),
+        ["speed", mib, cold] => speed::run(mib.parse().unwrap(), cold.parse().unwrap()),
+        ["tree", report, private_mib, shared_mib] => {
+            tree::run(report, private_mib.parse().unwrap(), shared_mib.parse().unwrap());
+        }
+        _ => panic!("unknown program {arguments:?}"),
+    }
+}

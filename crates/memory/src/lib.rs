@@ -1,0 +1,29 @@
+//! The memory of running processes, carried to another host in rounds while they run, so that the time they stand
+//! still does not grow with its size. Knows no container and no network; plain threads.
+//!
+//! ```text
+//!   source                                              destination
+//!   Tracker::round ─▶ Round ─▶ PageReader ══ pages ══▶  PageStore
+//!      (repeat while running; once more frozen)              │
+//!   PageFilter ─▶ criu dump leaves those pages out           ▼
+//!                                    criu restore ◀──── Filler (lazy-pages.socket, shared memory)
+//! ```
+
+mod filler;
+mod filter;
+mod inject;
+mod maps;
+mod pages;
+mod read;
+mod store;
+mod sys;
+mod tracker;
+
+pub use filler::{FillError, FillReport, Filler, Progress, SharedReport, SharedUse};
+pub use filter::{FilterError, PageFilter};
+pub use inject::InjectError;
+pub use maps::LeftToCriu;
+pub use pages::{PageRange, PageSet, is_zero, page_size};
+pub use read::{Content, PageReader, Piece, ReadError};
+pub use store::{Key, PageStore, StoreError};
+pub use tracker::{ObjectId, ObjectKind, ObjectPages, ProcessPages, Round, SharedMapping, Target, TrackError, Tracker};

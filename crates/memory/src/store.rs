@@ -1,0 +1,371 @@
+//! Pages at the destination, from their arrival until they are put into a process.
+//!
+//! A page lies where it will be used: 512 pages in a row (2 MiB of 4 KiB pages) share one stretch of reserved memory,
+//! each at its own place, so that a run of pages is a run of bytes for UFFDIO_COPY, and a later version overwrites an
+//! earlier one. Memory that was not sent costs nothing; for each stretch in use there are 1.2 KiB of books.
+
+mod reserve;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+
+use thiserror::Error;
+
+use crate::pages::{PageRange, page_size};
+use crate::tracker::ObjectId;
+use reserve::{Place, Reserve};
+
+/// Pages of one stretch.
+const PAGES: usize = 512;
+
+#[derive(Debug, Error)]
+pub enum StoreError {
+    #[error("no address space is left for pages of {key:?}")]
+    Memory {
+        key: Key,
+        #[source]
+        source: io::Error,
+    },
+    #[error("{key:?}: {start:#x} with {bytes} bytes are not whole pages within one address space")]
+    Unaligned { key: Key, start: u64, bytes: u64 },
+    #[error("pages of {key:?} at {start:#x} did not arrive")]
+    Receive {
+        key: Key,
+        start: u64,
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Whose pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Key {
+    /// A process, by its number in its own pid namespace; pages are at their addresses.
+    Process(i32),
+    /// A shared object, as it was called at the source; pages are at their offsets.
+    Object(ObjectId),
+}
+
+/// All pages that have arrived and were not consumed. Can be shared between threads; those who fill different
+/// stretches do not wait for each other.
+#[derive(Default)]
+pub struct PageStore {
+    spaces: RwLock<HashMap<Key, Arc<Space>>>,
+    reserve: Arc<Reserve>,
+}
+
+/// The pages of one key.
+pub(crate) struct Space {
+    stretches: RwLock<BTreeMap<u64, Arc<Mutex<Stretch>>>>,
+    reserve: Arc<Reserve>,
+}
+
+struct Stretch {
+    place: Place,
+    present: [u64; PAGES / 64],
+    /// For each page the round that said something about it last, plus one; 0: none did.
+    rounds: Box<[u16; PAGES]>,
+}
+
+/// A run of pages in memory.
+pub(crate) struct Run {
+    pub range: PageRange,
+    pub data: *const u8,
+}
+
+impl PageStore {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes pages in: `receive` is given the place where they will stay and must fill all of it, for instance from a
+    /// socket. `round` counts from 0; pages of an earlier round than what is known are received and dropped. Pages that
+    /// `receive` fails on are unknown afterwards.
+    pub fn receive(
+        &self,
+        key: Key,
+        range: PageRange,
+        round: u16,
+        mut receive: impl FnMut(&mut [u8]) -> io::Result<()>,
+    ) -> Result<(), StoreError> {
+        check(key, range)?;
+        let space = self.space(key);
+        for part in parts(range) {
+            let failed = |source| StoreError::Receive { key, start: part.start, source };
+            let stretch = space.stretch(part.start).map_err(|source| StoreError::Memory { key, source })?;
+            let mut stretch = lock(&stretch);
+            let pages = indices(part);
+            if pages.clone().any(|n| stretch.rounds[n] > round + 1) {
+                let mut aside = vec![0; part.bytes() as usize];
+                receive(&mut aside).map_err(failed)?;
+                for (n, page) in pages.zip(aside.chunks_exact(page_size() as usize)) {
+                    if stretch.rounds[n] <= round + 1 {
+                        stretch.bytes_mut(n, 1).copy_from_slice(page);
+                        stretch.set(n, round, true);
+                    }
+                }
+                continue;
+            }
+            pages.clone().for_each(|n| stretch.set(n, round, false));
+            receive(stretch.bytes_mut(pages.start, pages.len())).map_err(failed)?;
+            pages.for_each(|n| stretch.set(n, round, true));
+        }
+        Ok(())
+    }
+
+    /// Takes a copy of pages.
+    pub fn put(&self, key: Key, start: u64, round: u16, bytes: &[u8]) -> Result<(), StoreError> {
+        let end = start.checked_add(bytes.len() as u64);
+        let range = end.and_then(|end| PageRange::new(start, end));
+        let range = range.ok_or(StoreError::Unaligned { key, start, bytes: bytes.len() as u64 })?;
+        let mut at = 0;
+        self.receive(key, range, round, |place| {
+            place.copy_from_slice(&bytes[at..at + place.len()]);
+            at += place.len();
+            Ok(())
+        })
+    }
+
+    /// These pages are zero, or gone, as of `round`.
+    pub fn forget(&self, key: Key, range: PageRange, round: u16) -> Result<(), StoreError> {
+        check(key, range)?;
+        let space = self.space(key);
+        for part in parts(range) {
+            let stretch = space.stretch(part.start).map_err(|source| StoreError::Memory { key, source })?;
+            let mut stretch = lock(&stretch);
+            for n in indices(part).filter(|n| stretch.rounds[*n] <= round + 1).collect::<Vec<_>>() {
+                stretch.set(n, round, false);
+                stretch.release(n, 1);
+            }
+        }
+        Ok(())
+    }
+
+    /// Drops everything known of a process or an object.
+    pub fn drop_key(&self, key: Key) {
+        self.spaces.write().unwrap_or_else(PoisonError::into_inner).remove(&key);
+    }
+
+    /// Bytes of pages held.
+    pub fn bytes(&self) -> u64 {
+        let spaces = self.spaces.read().unwrap_or_else(PoisonError::into_inner);
+        spaces.values().map(|s| s.bytes()).sum()
+    }
+
+    pub(crate) fn space(&self, key: Key) -> Arc<Space> {
+        if let Some(space) = self.spaces.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
+            return Arc::clone(space);
+        }
+        let mut spaces = self.spaces.write().unwrap_or_else(PoisonError::into_inner);
+        let new = || Space { stretches: RwLock::default(), reserve: Arc::clone(&self.reserve) };
+        Arc::clone(spaces.entry(key).or_insert_with(|| Arc::new(new())))
+    }
+}
+
+impl Space {
+    fn stretch(&self, address: u64) -> io::Result<Arc<Mutex<Stretch>>> {
+        let number = address / stretch_bytes();
+        if let Some(stretch) = self.stretches.read().unwrap_or_else(PoisonError::into_inner).get(&number) {
+            return Ok(Arc::clone(stretch));
+        }
+        let mut stretches = self.stretches.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(stretch) = stretches.get(&number) {
+            return Ok(Arc::clone(stretch));
+        }
+        let new = Stretch { place: self.reserve.take()?, present: [0; 8], rounds: Box::new([0; PAGES]) };
+        Ok(Arc::clone(stretches.entry(number).or_insert(Arc::new(Mutex::new(new)))))
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        let stretches = self.stretches.read().unwrap_or_else(PoisonError::into_inner);
+        let pages: u64 =
+            stretches.values().map(|s| lock(s).present.iter().map(|w| u64::from(w.count_ones())).sum::<u64>()).sum();
+        pages * page_size()
+    }
+
+    /// Shows the first run of held pages in `within` to `with`, at most `limit` bytes of it; they stay where they are
+    /// meanwhile. `None` if there is none.
+    pub(crate) fn first_run<T>(&self, within: PageRange, limit: u64, with: impl FnOnce(Run) -> T) -> Option<T> {
+        let first = within.start / stretch_bytes();
+        let last = (within.end - 1) / stretch_bytes();
+        // One stretch at a time, so that the map is not locked meanwhile.
+        let mut number = first;
+        loop {
+            let (at, stretch) = {
+                let stretches = self.stretches.read().unwrap_or_else(PoisonError::into_inner);
+                let (at, stretch) = stretches.range(number..=last).next()?;
+                (*at, Arc::clone(stretch))
+            };
+            let base = at * stretch_bytes();
+            let part = within.overlap(PageRange { start: base, end: base.saturating_add(stretch_bytes()) });
+            if let Some(part) = part {
+                let stretch = lock(&stretch);
+                let mut pages = indices(part);
+                if let Some(start) = pages.find(|n| stretch.holds(*n)) {
+                    let most = (limit / page_size()).max(1) as usize;
+                    let end = 1 + start + pages.take(most - 1).take_while(|n| stretch.holds(*n)).count();
+                    let range =
+                        PageRange { start: base + start as u64 * page_size(), end: base + end as u64 * page_size() };
+                    let data = stretch.place.page(start).cast_const();
+                    return Some(with(Run { range, data }));
+                }
+            }
+            if at == last {
+                return None;
+            }
+            number = at + 1;
+        }
+    }
+
+    /// Gives the memory of pages back.
+    pub(crate) fn release(&self, range: PageRange) {
+        for part in parts(range) {
+            let found = {
+                let stretches = self.stretches.read().unwrap_or_else(PoisonError::into_inner);
+                stretches.get(&(part.start / stretch_bytes())).map(Arc::clone)
+            };
+            let Some(found) = found else { continue };
+            let mut stretch = lock(&found);
+            let pages = indices(part);
+            stretch.release(pages.start, pages.len());
+            pages.for_each(|n| stretch.present[n / 64] &= !(1 << (n % 64)));
+        }
+    }
+}
+
+impl Stretch {
+    fn holds(&self, page: usize) -> bool {
+        self.present[page / 64] >> (page % 64) & 1 == 1
+    }
+
+    fn set(&mut self, page: usize, round: u16, present: bool) {
+        self.rounds[page] = round + 1;
+        let bit = 1 << (page % 64);
+        if present {
+            self.present[page / 64] |= bit;
+        } else {
+            self.present[page / 64] &= !bit;
+        }
+    }
+
+    fn bytes_mut(&mut self, page: usize, pages: usize) -> &mut [u8] {
+        // SAFETY: the place is ours alone, whoever reads it holds our lock, and the pages are within it.
+        unsafe { std::slice::from_raw_parts_mut(self.place.page(page), pages * page_size() as usize) }
+    }
+
+    fn release(&mut self, page: usize, pages: usize) {
+        self.place.release(page, pages);
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn stretch_bytes() -> u64 {
+    PAGES as u64 * page_size()
+}
+
+fn check(key: Key, range: PageRange) -> Result<(), StoreError> {
+    let whole = range.start.is_multiple_of(page_size()) && range.end.is_multiple_of(page_size());
+    if whole && range.start < range.end && range.end < 1 << 63 {
+        return Ok(());
+    }
+    Err(StoreError::Unaligned { key, start: range.start, bytes: range.end.saturating_sub(range.start) })
+}
+
+/// The range in parts that lie in one stretch each.
+fn parts(range: PageRange) -> impl Iterator<Item = PageRange> {
+    let mut start = range.start;
+    std::iter::from_fn(move || {
+        let end = (start / stretch_bytes() + 1) * stretch_bytes();
+        let part = PageRange::new(start, range.end.min(end))?;
+        start = part.end;
+        Some(part)
+    })
+}
+
+/// The numbers of a part's pages in their stretch.
+fn indices(part: PageRange) -> std::ops::Range<usize> {
+    let first = (part.start % stretch_bytes() / page_size()) as usize;
+    first..first + part.pages() as usize
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    const KEY: Key = Key::Process(7);
+
+    fn page(value: u8, pages: usize) -> Vec<u8> {
+        vec![value; pages * page_size() as usize]
+    }
+
+    fn at(page: u64) -> u64 {
+        page * page_size()
+    }
+
+    /// What is held, page by page, as the first byte.
+    fn content(store: &PageStore, pages: std::ops::Range<u64>) -> Vec<Option<u8>> {
+        let space = store.space(KEY);
+        let one = |n: u64| {
+            let range = PageRange { start: at(n), end: at(n + 1) };
+            // SAFETY: the run's first byte is there while the closure runs.
+            space.first_run(range, u64::MAX, |run| unsafe { *run.data })
+        };
+        pages.map(one).collect()
+    }
+
+    #[test]
+    fn the_latest_round_wins_in_whatever_order() {
+        let store = PageStore::new();
+        store.put(KEY, at(510), 3, &page(3, 4)).unwrap();
+        store.put(KEY, at(509), 1, &page(1, 3)).unwrap();
+        store.forget(KEY, PageRange { start: at(513), end: at(514) }, 4).unwrap();
+        store.put(KEY, at(513), 2, &page(2, 1)).unwrap();
+        assert_eq!(content(&store, 508..515), [None, Some(1), Some(3), Some(3), Some(3), None, None]);
+        assert_eq!(store.bytes(), at(4));
+    }
+
+    #[test]
+    fn runs_end_at_holes_limits_and_stretches() {
+        let store = PageStore::new();
+        store.put(KEY, at(500), 0, &page(1, 100)).unwrap();
+        let space = store.space(KEY);
+        let run =
+            |start, end, limit| space.first_run(PageRange { start: at(start), end: at(end) }, at(limit), |r| r.range);
+        assert_eq!(run(0, 10_000, 1000), Some(PageRange { start: at(500), end: at(512) }));
+        assert_eq!(run(512, 10_000, 1000), Some(PageRange { start: at(512), end: at(600) }));
+        assert_eq!(run(505, 10_000, 3), Some(PageRange { start: at(505), end: at(508) }));
+        assert_eq!(run(600, 10_000, 3), None);
+        assert_eq!(run(0, 500, 3), None);
+    }
+
+    #[test]
+    fn consumed_memory_is_given_back() {
+        let resident = || {
+            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
+            statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap()
+        };
+        let store = PageStore::new();
+        let before = resident();
+        store.put(KEY, 0, 0, &page(9, 16 * 512)).unwrap();
+        assert!(resident() > before + 15 * 512);
+        store.space(KEY).release(PageRange { start: 0, end: at(16 * 512) });
+        assert!(resident() < before + 512, "{} pages more", resident() - before);
+        assert_eq!(store.bytes(), 0);
+    }
+
+    #[test]
+    fn what_fails_on_the_way_is_unknown() {
+        let store = PageStore::new();
+        let range = PageRange { start: 0, end: at(2) };
+        store.put(KEY, 0, 0, &page(5, 2)).unwrap();
+        let cut = store.receive(KEY, range, 1, |_| Err(io::Error::from(io::ErrorKind::ConnectionReset)));
+        assert!(matches!(cut, Err(StoreError::Receive { .. })));
+        assert_eq!(content(&store, 0..2), [None, None]);
+        assert!(matches!(store.put(KEY, 12, 0, &[0; 100]), Err(StoreError::Unaligned { .. })));
+    }
+}

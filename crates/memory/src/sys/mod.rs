@@ -1,0 +1,7 @@
+//! The system calls no safe wrapper covers, each behind a safe function that says what it needs.
+
+pub(crate) mod mapping;
+pub(crate) mod pagemap;
+pub(crate) mod ptrace;
+pub(crate) mod uffd;
+pub(crate) mod vm;

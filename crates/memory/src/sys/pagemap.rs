@@ -1,0 +1,116 @@
+//! ioctl(PAGEMAP_SCAN): which pages a process has (Documentation/admin-guide/mm/pagemap.rst, kernel ≥ 6.7).
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+
+use nix::libc;
+
+use crate::pages::{PageRange, PageSet};
+
+/// `_IOWR('f', 16, struct pm_scan_arg)`.
+const PAGEMAP_SCAN: libc::c_ulong = 0xc060_6610;
+/// Regions taken from the kernel by one call; 24 bytes each.
+const REGIONS: usize = 16 * 1024;
+
+pub(crate) const WRITTEN: u64 = 1 << 1;
+pub(crate) const PRESENT: u64 = 1 << 3;
+pub(crate) const SWAPPED: u64 = 1 << 4;
+/// The page of zeroes that all untouched memory shares once it has been read.
+pub(crate) const ZERO: u64 = 1 << 5;
+/// MADV_GUARD_INSTALL (kernel ≥ 6.15 tells).
+pub(crate) const GUARD: u64 = 1 << 8;
+
+/// Write-protect what matches, in one step with telling it.
+pub(crate) const WP_MATCHING: u64 = 1;
+/// Fail with EPERM where writes are not tracked.
+pub(crate) const CHECK_WPASYNC: u64 = 2;
+
+#[repr(C)]
+struct ScanArgument {
+    size: u64,
+    flags: u64,
+    start: u64,
+    end: u64,
+    walk_end: u64,
+    vec: u64,
+    vec_len: u64,
+    max_pages: u64,
+    category_inverted: u64,
+    category_mask: u64,
+    category_anyof_mask: u64,
+    return_mask: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Region {
+    start: u64,
+    end: u64,
+    categories: u64,
+}
+
+/// Which pages are wanted: those with every category of `with`, at least one of `any` and none of `without`.
+#[derive(Clone, Copy)]
+pub(crate) struct Wanted {
+    pub with: u64,
+    pub any: u64,
+    pub without: u64,
+}
+
+/// Room for the kernel's answers, to be used again.
+pub(crate) struct Scanner {
+    regions: Vec<Region>,
+}
+
+impl Scanner {
+    pub(crate) fn new() -> Self {
+        Self { regions: vec![Region::default(); REGIONS] }
+    }
+
+    /// Adds the pages of `range` that are wanted to `found`, which must hold nothing beyond `range.start`. `flags` are
+    /// [`WP_MATCHING`] and [`CHECK_WPASYNC`]. An open `/proc/PID/pagemap` stays with the address space it was opened
+    /// for; once that is gone nothing is found.
+    pub(crate) fn scan(
+        &mut self,
+        pagemap: &impl AsFd,
+        range: PageRange,
+        wanted: Wanted,
+        flags: u64,
+        found: &mut PageSet,
+    ) -> io::Result<()> {
+        let mut start = range.start;
+        let mut told = Vec::new();
+        // Each turn advances by at least one page, or ends.
+        while start < range.end {
+            let mut argument = ScanArgument {
+                size: size_of::<ScanArgument>() as u64,
+                flags,
+                start,
+                end: range.end,
+                walk_end: 0,
+                vec: self.regions.as_mut_ptr() as u64,
+                vec_len: self.regions.len() as u64,
+                max_pages: 0,
+                category_inverted: wanted.without,
+                category_mask: wanted.with | wanted.without,
+                category_anyof_mask: wanted.any,
+                return_mask: PRESENT | SWAPPED,
+            };
+            // SAFETY: the kernel reads and writes one `pm_scan_arg` and writes at most `vec_len` regions to `vec`;
+            // both outlive the call.
+            let count = unsafe { libc::ioctl(pagemap.as_fd().as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
+            let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+            told.extend(self.regions[..count].iter().map(|r| PageRange { start: r.start, end: r.end }));
+            if argument.walk_end <= start {
+                break;
+            }
+            start = argument.walk_end;
+        }
+        // The kernel's own buffer has 512 regions, and `walk_end` stays where that was full for the first time, although
+        // the walk went on (do_pagemap_scan in fs/proc/task_mmu.c, 6.18). So the next call goes over a part again, and
+        // tells and protects what has been written there meanwhile: out of order, and not to be lost.
+        told.sort_unstable();
+        told.into_iter().for_each(|range| found.push(range));
+        Ok(())
+    }
+}

@@ -1,0 +1,204 @@
+//! The tracker against programs that do everything to their memory, on the real kernel.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{Model, Victim, root_or_skip, signal};
+use godwit_memory::{Target, Tracker};
+use nix::sys::signal::Signal;
+
+/// Rounds while the program runs, before the last one.
+const ROUNDS: usize = 25;
+
+fn nothing_is_lost(seed: u64) {
+    if !root_or_skip() {
+        return;
+    }
+    let victim = Victim::start(&["churn", &seed.to_string()]);
+    let mut tracker = Tracker::new().unwrap();
+    let mut model = Model::default();
+    let (mut longest_stop, mut compared, mut stops) = (Duration::ZERO, 0, 0);
+    let began = Instant::now();
+    for _ in 0..ROUNDS {
+        let round = tracker.round(&victim.pids(), Target::Running).unwrap();
+        for process in &round.processes {
+            if let Some(error) = &process.untracked {
+                eprintln!("not tracked: {error}");
+            }
+            stops += usize::from(process.stopped.is_some());
+            longest_stop = longest_stop.max(process.stopped.unwrap_or_default());
+        }
+        compared += round.objects.iter().filter(|o| o.compared).count();
+        model.take(&tracker, &round);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let pids = victim.freeze();
+    let last = tracker.round(&pids, Target::Frozen).unwrap();
+    model.take(&tracker, &last);
+    let pages = model.compare(&last);
+    assert!(pages > 3 * 1024, "the program has ended");
+    eprintln!(
+        "seed {seed}: {} processes, {pages} pages equal; read {} MiB in {ROUNDS} rounds and {:?}; {stops} stops, \
+         longest {longest_stop:?}; {compared} objects compared",
+        last.processes.len(),
+        model.bytes_read >> 20,
+        began.elapsed(),
+    );
+    // The next attempt after a failed one: the program goes on, and tracking is still right.
+    victim.thaw();
+    std::thread::sleep(Duration::from_millis(50));
+    let again = tracker.round(&victim.pids(), Target::Running).unwrap();
+    model.take(&tracker, &again);
+    let last = tracker.round(&victim.freeze(), Target::Frozen).unwrap();
+    model.take(&tracker, &last);
+    model.compare(&last);
+}
+
+#[test]
+fn no_page_is_lost_whatever_a_program_does_1() {
+    nothing_is_lost(1);
+}
+
+#[test]
+fn no_page_is_lost_whatever_a_program_does_2() {
+    nothing_is_lost(20_261_124);
+}
+
+#[test]
+fn no_page_is_lost_whatever_a_program_does_3() {
+    nothing_is_lost(0x00c0_ffee);
+}
+
+/// Arms a process again and again while it waits; what its system call says and how long it took in milliseconds.
+/// One look at such memory takes the kernel several turns, between which the program goes on writing.
+#[test]
+fn what_is_written_between_two_turns_of_a_scan_is_told() {
+    if !root_or_skip() {
+        return;
+    }
+    let victim = Victim::start(&["scatter", "64"]);
+    let (mut tracker, mut model) = (Tracker::new().unwrap(), Model::default());
+    for _ in 0..10 {
+        for _ in 0..3 {
+            let round = tracker.round(&victim.pids(), Target::Running).unwrap();
+            model.take(&tracker, &round);
+        }
+        let last = tracker.round(&victim.freeze(), Target::Frozen).unwrap();
+        let runs = last.processes[0].pages.ranges().len();
+        assert!(runs > 1024, "{runs} runs do not fill the kernel's buffer of 512 twice");
+        model.take(&tracker, &last);
+        model.compare(&last);
+        victim.thaw();
+    }
+}
+
+fn interrupted_while(kind: &str) -> (i64, i64, i64) {
+    let mut victim = Victim::start(&["wait", kind]);
+    let end = Instant::now() + Duration::from_millis(550);
+    let (mut longest, mut times) = (Duration::ZERO, 0);
+    while Instant::now() < end {
+        let mut tracker = Tracker::new().unwrap();
+        let round = tracker.round(&[victim.pid()], Target::Running).unwrap();
+        // On a busy machine it can have ended meanwhile.
+        let Some(process) = round.processes.first() else { break };
+        assert!(process.untracked.is_none(), "{:?}", process.untracked);
+        longest = longest.max(process.stopped.unwrap());
+        times += 1;
+    }
+    let line = victim.line();
+    eprintln!("{kind}: armed {times} times, longest stop {longest:?}: {line}");
+    let numbers: Vec<i64> = line.split(' ').map(|n| n.parse().unwrap()).collect();
+    (numbers[0], numbers[1], numbers[2])
+}
+
+#[test]
+fn a_system_call_goes_on_where_it_was() {
+    if !root_or_skip() {
+        return;
+    }
+    for kind in ["nanosleep", "poll", "ppoll", "epoll", "futex", "read", "run"] {
+        let (result, error, ms) = interrupted_while(kind);
+        match kind {
+            // 110 is ETIMEDOUT.
+            "futex" => assert_eq!((result, error), (-1, 110), "{kind}"),
+            "read" => assert_eq!((result, error), (1, 0), "{kind}"),
+            _ => assert_eq!((result, error), (0, 0), "{kind}"),
+        }
+        // ppoll and epoll start their whole time anew by the kernel's rules for signals that need no handler.
+        // `run` computes everything once more.
+        let limit = if matches!(kind, "ppoll" | "epoll" | "run") { 2_500 } else { 1_000 };
+        assert!((690..limit).contains(&ms), "{kind} took {ms} ms instead of 700");
+    }
+}
+
+#[test]
+fn no_signal_is_lost_while_a_thread_is_borrowed() {
+    if !root_or_skip() {
+        return;
+    }
+    let mut victim = Victim::start(&["signals"]);
+    let pid = victim.pid();
+    let sender = std::thread::spawn(move || {
+        for _ in 0..3000 {
+            // SAFETY: a number to a process that this test has started.
+            let sent = unsafe { nix::libc::kill(pid, nix::libc::SIGRTMIN()) };
+            assert_eq!(sent, 0);
+            std::thread::sleep(Duration::from_micros(150));
+        }
+    });
+    let mut times = 0;
+    while !sender.is_finished() {
+        let mut tracker = Tracker::new().unwrap();
+        let round = tracker.round(&[pid], Target::Running).unwrap();
+        assert!(round.processes[0].untracked.is_none(), "{:?}", round.processes[0].untracked);
+        times += 1;
+    }
+    sender.join().unwrap();
+    signal(pid, Signal::SIGTERM);
+    assert_eq!(victim.line(), "3000 true", "armed {times} times");
+    eprintln!("3000 signals, armed {times} times");
+}
+
+#[test]
+fn a_stopped_process_can_be_armed_and_stays_stopped() {
+    if !root_or_skip() {
+        return;
+    }
+    let mut victim = Victim::start(&["wait", "nanosleep"]);
+    victim.freeze();
+    let mut tracker = Tracker::new().unwrap();
+    let round = tracker.round(&[victim.pid()], Target::Running).unwrap();
+    assert!(round.processes[0].stopped.is_some(), "{:?}", round.processes[0].untracked);
+    std::thread::sleep(Duration::from_millis(50));
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", victim.pid())).unwrap();
+    assert!(stat.contains(") T "), "{stat}");
+    victim.thaw();
+    assert!(victim.line().starts_with("0 0 "));
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    if !root_or_skip() {
+        return;
+    }
+    let victim = Victim::start(&["churn", "5"]);
+    let count = |what: &str| std::fs::read_dir(format!("/proc/self/{what}")).unwrap().count();
+    let inside = || {
+        let fds = std::fs::read_dir(format!("/proc/{}/fd", victim.pid())).unwrap().flatten();
+        fds.filter(|f| std::fs::read_link(f.path()).is_ok_and(|l| l.to_string_lossy().contains("userfaultfd"))).count()
+    };
+    let before = (count("fd"), count("task"));
+    for _ in 0..5 {
+        let mut tracker = Tracker::new().unwrap();
+        tracker.round(&victim.pids(), Target::Running).unwrap();
+        tracker.round(&victim.pids(), Target::Running).unwrap();
+        assert_eq!(inside(), 0);
+    }
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!((count("fd"), count("task")), before);
+    let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", victim.pid())).unwrap();
+    let registered = smaps.lines().filter(|l| l.starts_with("VmFlags:") && l.contains(" uw")).count();
+    assert_eq!(registered, 0, "mappings still tracked");
+}
