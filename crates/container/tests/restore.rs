@@ -111,6 +111,7 @@ fn a_dumped_container_goes_on_where_it_is_restored() {
         work_dir: images.path("work"),
         stdout_pipe: state.stdout_pipe,
         stderr_pipe: state.stderr_pipe,
+        lazy_pages: false,
     };
     other.client.call(Request::Restore(restore)).unwrap();
     let log = || std::fs::read_to_string(images.path("work/restore.log")).unwrap_or_default();

@@ -89,6 +89,8 @@ pub struct RestoreOptions {
     pub external_mounts: Vec<ExternalMount>,
     pub stdio: Vec<StdioPipe>,
     pub cgroups: Vec<CgroupRoot>,
+    /// Memory that is not in the images is filled in by whoever listens on `lazy-pages.socket` in the work directory.
+    pub lazy_pages: bool,
 }
 
 #[derive(Debug)]
@@ -146,6 +148,7 @@ impl RestoreOptions {
         let mut opts = process_tree(common(directories, "restore.log"));
         opts.root = Some(self.root.display().to_string());
         opts.rst_sibling = Some(true);
+        opts.lazy_pages = self.lazy_pages.then_some(true);
         opts.external =
             self.external_mounts.iter().map(|m| format!("mnt[{}]:{}", m.target, m.source.display())).collect();
         opts.inherit_fd =

@@ -85,6 +85,8 @@ pub struct Opts {
     pub timeout: Option<u32>,
     #[prost(bool, optional, tag = "46")]
     pub tcp_skip_in_flight: Option<bool>,
+    #[prost(bool, optional, tag = "48")]
+    pub lazy_pages: Option<bool>,
     #[prost(string, optional, tag = "60")]
     pub cgroup_yard: Option<String>,
     #[prost(int32, optional, tag = "64")]

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -88,6 +89,16 @@ pub const UNDO_TIMEOUT_MS: u64 = 10_000;
 impl Session {
     /// Starts `criu swrk`. With `rst_sibling` restores, restored processes become children of the calling process.
     pub fn start(criu: &Criu, passed: Vec<PassedFd>, ends: Ends) -> Result<Self, SessionError> {
+        Self::start_with(criu, passed, ends, &[])
+    }
+
+    /// As [`Session::start`], with more variables in criu's environment.
+    pub fn start_with(
+        criu: &Criu,
+        passed: Vec<PassedFd>,
+        ends: Ends,
+        environment: &[(&str, &Path)],
+    ) -> Result<Self, SessionError> {
         let start = |source| SessionError::Start { path: criu.path.display().to_string(), source };
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)
             .map_err(|e| start(e.into()))?;
@@ -101,6 +112,7 @@ impl Session {
         let mut command = Command::new(&criu.path);
         command.args(["swrk", &SOCKET_FD.to_string()]).stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(Stdio::null()).env_remove("CRIU_CONFIG_FILE");
+        command.envs(environment.iter().copied());
         // SAFETY: between fork and exec only dup2, signal and prctl are called, all async-signal-safe; no memory is allocated.
         unsafe {
             command.pre_exec(move || {

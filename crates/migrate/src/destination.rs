@@ -2,16 +2,21 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use godwit_memory::{PageStore, StoreError};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::files::{Entry, WriteError, Writer};
+use crate::pages::{Head, split_ranges, whole};
 use crate::source::PartError;
-use crate::wire::{Accept, Final, Frame, FrameReader, FrameWriter, Image, Kind, Offer, Refuse, WireError, negotiate};
+use crate::wire::{
+    Accept, Final, Frame, FrameReader, FrameWriter, Frozen, Image, Kind, Offer, Refuse, WireError, negotiate,
+};
 
 /// The first frame comes within this time, in milliseconds.
 const OFFER_TIMEOUT_MS: u64 = 10_000;
@@ -28,6 +33,8 @@ pub enum ReceiveError {
     Silent,
     #[error("files could not be written")]
     Files(#[from] WriteError),
+    #[error("memory could not be taken in")]
+    Memory(#[from] StoreError),
     #[error("{doing} failed")]
     Part { doing: &'static str, source: PartError },
     #[error("the source sent an image named {name:?}")]
@@ -48,8 +55,12 @@ pub trait Landing: Send {
     fn page_sink(&mut self) -> impl Future<Output = Result<UnixStream, PartError>> + Send;
     /// The page stream has ended; everything of it is stored when this returns.
     fn pages_stored(&mut self) -> impl Future<Output = Result<(), PartError>> + Send;
-    /// Restores the processes up to the last point before they run.
-    fn restore(&mut self, fin: &Final) -> impl Future<Output = Result<(), PartError>> + Send;
+    /// Restores the processes up to the last point before they run; their memory is in `memory`, or in CRIU's images.
+    fn restore(
+        &mut self,
+        fin: &Final,
+        memory: Option<Arc<PageStore>>,
+    ) -> impl Future<Output = Result<(), PartError>> + Send;
 }
 
 /// Everything is here, restored, and stands still.
@@ -94,7 +105,9 @@ where
     let mut writer = FrameWriter::new(writer);
     handshake(&offer, &mut writer, landing).await?;
     let mut files = Writer::open(&landing.trees())?;
+    let store = Arc::new(PageStore::new());
     let mut frozen_at: Option<Instant> = None;
+    let mut carried = false;
     let mut image: Option<tokio::fs::File> = None;
     loop {
         let frame = next(&mut reader).await?;
@@ -120,7 +133,13 @@ where
             Kind::Frozen => {
                 frozen_at = Some(Instant::now());
                 landing.frozen();
-                pages(&mut reader, &mut writer, landing).await?;
+                carried = !frame.payload.is_empty() && frame.json::<Frozen>()?.carried;
+                if !carried {
+                    pages(&mut reader, &mut writer, landing).await?;
+                }
+            }
+            Kind::Memory | Kind::EmptyMemory | Kind::DropMemory => {
+                tokio::task::block_in_place(|| take_memory(&store, &frame))?;
             }
             Kind::Image => {
                 close_image(&mut image).await?;
@@ -132,7 +151,11 @@ where
                 tokio::task::block_in_place(|| files.end_round())?;
                 let fin: Final = frame.json()?;
                 let begun = Instant::now();
-                landing.restore(&fin).await.map_err(|source| ReceiveError::Part { doing: "the restore", source })?;
+                let memory = carried.then(|| Arc::clone(&store));
+                landing
+                    .restore(&fin, memory)
+                    .await
+                    .map_err(|source| ReceiveError::Part { doing: "the restore", source })?;
                 let since = frozen_at.map_or(0.0, |at| at.elapsed().as_secs_f64() * 1e3);
                 return Ok(Received {
                     since_freeze_ms: fin.freeze_ms + since,
@@ -144,6 +167,24 @@ where
             got => return Err(WireError::Unexpected { got, wanted: "files, images or the end" }.into()),
         }
     }
+}
+
+/// Takes in a frame of memory.
+fn take_memory(store: &PageStore, frame: &Frame) -> Result<(), ReceiveError> {
+    let (head, content) = Head::split(&frame.payload).map_err(WireError::from)?;
+    match frame.kind {
+        Kind::Memory => {
+            let content = whole(content).map_err(WireError::from)?;
+            store.put(head.key, head.start, head.round, content)?;
+        }
+        Kind::EmptyMemory => {
+            for range in split_ranges(content).map_err(WireError::from)? {
+                store.forget(head.key, range, head.round)?;
+            }
+        }
+        _ => store.drop_key(head.key),
+    }
+    Ok(())
 }
 
 async fn handshake<W, L>(offer: &Offer, writer: &mut FrameWriter<W>, landing: &mut L) -> Result<(), ReceiveError>

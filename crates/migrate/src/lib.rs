@@ -9,8 +9,11 @@
 //! destination may own the container by then.
 #![forbid(unsafe_code)]
 
+pub mod converge;
 pub mod destination;
 pub mod files;
+pub mod memory;
+pub mod pages;
 pub mod source;
 pub mod wire;
 

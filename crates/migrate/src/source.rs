@@ -1,29 +1,35 @@
 //! The source of a move, mirror image of [`crate::destination`].
 
-use std::collections::HashSet;
+mod dump;
+mod files;
+
 use std::future::Future;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use godwit_memory::{ObjectKind, Round, Target};
 use godwit_model::migration::{Phase, Progress};
 use thiserror::Error;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 
-use crate::files::{Entry, ScanError, ScanStats, Scanner, Sink};
+use crate::converge::{Convergence, Decision, Measured};
+use crate::files::{ScanError, Scanner};
+use crate::memory::{Memory, MemoryError, Outgoing, RoundStats};
 use crate::wire::{
-    Accept, Final, FrameReader, FrameWriter, Image, Kind, OLDEST_VERSION, Offer, Refuse, RoundEnd, VERSION, WireError,
+    Accept, Final, FrameReader, FrameWriter, Frozen, Kind, MEMORY_VERSION, OLDEST_VERSION, Offer, Refuse, RoundEnd,
+    SharedKind, SharedPlace, VERSION, WireError,
 };
 
 /// Rounds of files while the container runs, at the most.
-pub const MAX_ROUNDS: u32 = 6;
-/// A round that sends less than this is the last before the freeze, in bytes.
+pub const MAX_FILE_ROUNDS: u32 = 6;
+/// A round of files that sends less than this is the last before the freeze, in bytes.
 pub const SMALL_ROUND_BYTES: u64 = 8 << 20;
-/// How many pieces of files may wait between disk and network; one is 1 MiB at most.
-const QUEUE_PIECES: usize = 16;
-/// Pages are passed on in pieces of this size, in bytes.
-const PAGE_PIECE_BYTES: usize = 1 << 20;
+/// Frames of memory that may wait between reading and sending; one is 1 MiB at most.
+const QUEUE_FRAMES: usize = 16;
 /// The other side answers the offer within this time, in milliseconds.
 const OFFER_TIMEOUT_MS: u64 = 10_000;
 /// Progress is told at most this often, in milliseconds.
@@ -40,6 +46,8 @@ pub enum SendError {
     Wire { phase: Phase, source: WireError },
     #[error("{phase}: files could not be read")]
     Scan { phase: Phase, source: ScanError },
+    #[error("{phase}: memory could not be copied")]
+    Memory { phase: Phase, source: MemoryError },
     #[error("{phase}: {doing} failed")]
     Part { phase: Phase, doing: &'static str, source: PartError },
 }
@@ -48,9 +56,18 @@ impl SendError {
     pub fn phase(&self) -> Phase {
         match self {
             Self::Refused { phase, .. } | Self::Wire { phase, .. } => *phase,
-            Self::Scan { phase, .. } | Self::Part { phase, .. } => *phase,
+            Self::Scan { phase, .. } | Self::Memory { phase, .. } | Self::Part { phase, .. } => *phase,
         }
     }
+}
+
+/// How the memory of the frozen processes gets to the other side.
+#[derive(Debug)]
+pub enum DumpMemory {
+    /// CRIU writes it to this socket, which is closed at the end.
+    Stream(UnixStream),
+    /// Past CRIU, which must leave out what this round says is carried.
+    Carried(Arc<Round>),
 }
 
 /// What CRIU wrote besides pages, and what the destination has to know.
@@ -67,11 +84,15 @@ pub trait Workload: Send {
     fn trees(&self) -> Vec<(String, PathBuf)>;
     /// Called when a phase begins and when the numbers grow; must not block.
     fn progress(&mut self, phase: Phase, progress: Progress);
+    /// The numbers of all processes, here.
+    fn pids(&self) -> Result<Vec<i32>, PartError>;
+    /// The freeze comes next: whatever takes time and can be done before it.
+    fn before_freeze(&mut self, carried: bool) -> impl Future<Output = Result<(), PartError>> + Send;
     /// Processes stand still, frames go to the destination. Returns what must be sent again whatever its ctime says:
     /// tree and path of files that are mapped shared and writable.
     fn freeze(&mut self) -> impl Future<Output = Result<Vec<(String, Vec<u8>)>, PartError>> + Send;
-    /// Everything but pages into files, pages into `pages`, which is closed at the end.
-    fn dump(&mut self, pages: UnixStream) -> impl Future<Output = Result<Dumped, PartError>> + Send;
+    /// Everything but memory into files.
+    fn dump(&mut self, memory: DumpMemory) -> impl Future<Output = Result<Dumped, PartError>> + Send;
     /// As before the freeze.
     fn thaw(&mut self) -> impl Future<Output = ()> + Send;
 }
@@ -102,11 +123,23 @@ where
         reader: FrameReader::new(reader),
         writer: FrameWriter::new(writer),
         scanners: workload.trees().into_iter().map(|(name, dir)| Scanner::new(name, dir)).collect(),
+        memory: None,
+        memory_bytes: 0,
         progress: Progress::default(),
         told: Instant::now(),
     };
-    source.handshake(move_id, container).await?;
+    let version = source.handshake(move_id, container).await?;
+    if version >= MEMORY_VERSION {
+        // Where the kernel cannot tell written pages, memory goes through CRIU while everything stands still.
+        match Memory::new() {
+            Ok(memory) => source.memory = Some(memory),
+            Err(error) => tracing::warn!(move_id, %error, "memory is copied while the container stands still"),
+        }
+    }
+    let carried = source.memory.is_some();
     source.rounds(workload).await?;
+    let ready = workload.before_freeze(carried).await;
+    ready.map_err(|source| SendError::Part { phase: Phase::Copy, doing: "getting ready to freeze", source })?;
     match source.frozen_part(workload).await {
         Ok(fin) => Ok(Sent { bytes: source.writer.sent_bytes, fin }),
         Err(error) => {
@@ -120,6 +153,9 @@ struct Source<R, W> {
     reader: FrameReader<R>,
     writer: FrameWriter<W>,
     scanners: Vec<Scanner>,
+    /// `None`: memory goes through CRIU.
+    memory: Option<Memory>,
+    memory_bytes: u64,
     progress: Progress,
     told: Instant,
 }
@@ -133,7 +169,8 @@ where
     R: AsyncRead + Unpin + Send,
     W: AsyncWrite + Unpin + Send,
 {
-    async fn handshake(&mut self, move_id: &str, container: &str) -> Result<(), SendError> {
+    /// The version both speak.
+    async fn handshake(&mut self, move_id: &str, container: &str) -> Result<u32, SendError> {
         let phase = Phase::Prepare;
         let offer = Offer {
             oldest: OLDEST_VERSION,
@@ -151,7 +188,7 @@ where
             Kind::Accept => {
                 let accept: Accept = answer.json().map_err(wire(phase))?;
                 tracing::debug!(version = accept.version, move_id, "the destination takes the container");
-                Ok(())
+                Ok(accept.version)
             }
             Kind::Refuse => {
                 let refuse: Refuse = answer.json().map_err(wire(phase))?;
@@ -163,69 +200,105 @@ where
         }
     }
 
-    /// Files while the container runs, until a round is small or there have been enough.
+    /// Files and memory while the container runs, until what is left is small or does not get smaller.
     async fn rounds<L: Workload>(&mut self, workload: &mut L) -> Result<(), SendError> {
-        let mut before = u64::MAX;
-        for round in 1..=MAX_ROUNDS {
+        let phase = Phase::Copy;
+        let mut convergence = Convergence::default();
+        let mut files_before = Some(u64::MAX);
+        let mut last_look: Option<Instant> = None;
+        for round in 1.. {
             self.progress.rounds = round;
-            let stats = self.file_round(Phase::Copy, &[], workload).await?;
-            self.writer.send_json(Kind::RoundEnd, &RoundEnd { round }).await.map_err(wire(Phase::Copy))?;
-            self.writer.flush().await.map_err(wire(Phase::Copy))?;
-            tracing::debug!(round, bytes = stats.bytes_sent, entries = stats.entries_sent, "round of files");
-            // Not shrinking any more: further rounds would only repeat this one.
-            if stats.bytes_sent < SMALL_ROUND_BYTES || stats.bytes_sent > before / 2 {
-                break;
+            let begun = Instant::now();
+            if let Some(before) = files_before {
+                let sent = self.file_round(phase, &[], workload).await?.bytes_sent;
+                // Not shrinking any more: further rounds would only repeat this one.
+                let enough = sent < SMALL_ROUND_BYTES || sent > before / 2 || round == MAX_FILE_ROUNDS;
+                files_before = (!enough).then_some(sent);
             }
-            before = stats.bytes_sent;
+            let mut decision = Decision::Freeze { expected_ms: 0.0 };
+            if self.memory.is_some() {
+                let looked = Instant::now();
+                let stats = self.memory_round(phase, Target::Running, workload).await?;
+                let measured = Measured {
+                    dirty_bytes: stats.dirty_bytes,
+                    sent_bytes: stats.sent_bytes,
+                    since_last_s: last_look.replace(looked).map(|last| (looked - last).as_secs_f64()),
+                    took_s: begun.elapsed().as_secs_f64(),
+                };
+                decision = convergence.after(measured);
+                tracing::debug!(round, ?measured, ?decision, "round of memory");
+            }
+            self.writer.send_json(Kind::RoundEnd, &RoundEnd { round }).await.map_err(wire(phase))?;
+            self.writer.flush().await.map_err(wire(phase))?;
+            match decision {
+                Decision::Again => {}
+                Decision::Freeze { .. } if files_before.is_some() => {}
+                Decision::Freeze { .. } => break,
+                Decision::Stuck { expected_ms } => {
+                    tracing::info!(expected_ms, "more rounds would not make the pause shorter");
+                    break;
+                }
+            }
         }
         Ok(())
     }
 
-    async fn file_round<L: Workload>(
+    /// A round of memory while the processes run.
+    async fn memory_round<L: Workload>(
         &mut self,
         phase: Phase,
-        always: &[(String, Vec<u8>)],
+        target: Target,
         workload: &mut L,
-    ) -> Result<ScanStats, SendError> {
-        let mut total = ScanStats::default();
-        for mut scanner in std::mem::take(&mut self.scanners) {
-            let always: HashSet<Vec<u8>> =
-                always.iter().filter(|(tree, _)| tree == scanner.tree()).map(|(_, path)| path.clone()).collect();
-            let (sink, mut pieces) = mpsc::channel(QUEUE_PIECES);
-            let scan = tokio::task::spawn_blocking(move || {
-                let result = scanner.round(&always, &mut ChannelSink(sink));
-                (scanner, result)
-            });
-            let mut broken = None;
-            while let Some(piece) = pieces.recv().await {
-                if let Err(e) = self.piece(piece).await {
-                    broken = Some(e);
-                    break;
-                }
-                self.tell(phase, workload);
-            }
-            drop(pieces);
-            // A panic of the scan is a bug of ours; it ends the move like any other error.
-            let (scanner, result) =
-                scan.await.map_err(|e| SendError::Part { phase, doing: "reading files", source: e.into() })?;
-            if let Some(source) = broken {
-                return Err(SendError::Wire { phase, source });
-            }
-            let stats = result.map_err(|source| SendError::Scan { phase, source })?;
-            total.bytes_sent += stats.bytes_sent;
-            total.entries_sent += stats.entries_sent;
-            total.removed += stats.removed;
-            self.scanners.push(scanner);
-        }
-        Ok(total)
+    ) -> Result<RoundStats, SendError> {
+        let (_, frames, work) = self.begin_memory(phase, target, workload)?;
+        self.memory_frames(phase, frames, workload).await?;
+        self.end_memory(phase, work).await
     }
 
-    async fn piece(&mut self, piece: Piece) -> Result<(), WireError> {
-        match piece {
-            Piece::Entry(entry) => self.writer.send_json(Kind::Entry, &entry).await,
-            Piece::Data(payload) => self.writer.send(Kind::Data, &payload).await,
-            Piece::Remove(tree, path) => self.writer.send_json(Kind::Remove, &(tree, path)).await,
+    /// Starts the reading of a round; which pages it is about is told first.
+    #[allow(clippy::type_complexity, reason = "three ends of one thread, used at once")]
+    fn begin_memory<L: Workload>(
+        &mut self,
+        phase: Phase,
+        target: Target,
+        workload: &L,
+    ) -> Result<(oneshot::Receiver<Arc<Round>>, mpsc::Receiver<Outgoing>, JoinHandle<Reading>), SendError> {
+        let part = |source| SendError::Part { phase, doing: "copying memory", source };
+        let mut memory = self.memory.take().ok_or_else(|| part("memory is being copied already".into()))?;
+        let pids = workload.pids().map_err(part)?;
+        let (out, frames) = mpsc::channel(QUEUE_FRAMES);
+        let (told, last) = oneshot::channel();
+        let work = tokio::task::spawn_blocking(move || {
+            let result = memory.round(&pids, target, &out, |round| {
+                // Nobody waits for it while the processes run.
+                let _ = told.send(Arc::clone(round));
+            });
+            (memory, result)
+        });
+        Ok((last, frames, work))
+    }
+
+    async fn memory_frames<L: Workload>(
+        &mut self,
+        phase: Phase,
+        mut frames: mpsc::Receiver<Outgoing>,
+        workload: &mut L,
+    ) -> Result<(), SendError> {
+        while let Some(Outgoing { kind, payload }) = frames.recv().await {
+            self.writer.send(kind, &payload).await.map_err(wire(phase))?;
+            self.tell(phase, workload);
         }
+        Ok(())
+    }
+
+    async fn end_memory(&mut self, phase: Phase, work: JoinHandle<Reading>) -> Result<RoundStats, SendError> {
+        // A panic of the reader is a bug of ours; it ends the move like any other error.
+        let done = work.await.map_err(|e| SendError::Part { phase, doing: "copying memory", source: e.into() });
+        let (memory, result) = done?;
+        self.memory = Some(memory);
+        let stats = result.map_err(|source| SendError::Memory { phase, source })?;
+        self.memory_bytes += stats.sent_bytes;
+        Ok(stats)
     }
 
     fn tell<L: Workload>(&mut self, phase: Phase, workload: &mut L) {
@@ -239,16 +312,27 @@ where
     async fn frozen_part<L: Workload>(&mut self, workload: &mut L) -> Result<Final, SendError> {
         let phase = Phase::Freeze;
         let part = |doing| move |source| SendError::Part { phase, doing, source };
-        let file_bytes_before = self.writer.sent_bytes;
+        let file_bytes_before = self.writer.sent_bytes.saturating_sub(self.memory_bytes);
         workload.progress(phase, self.progress);
         let begun = Instant::now();
         let always = workload.freeze().await.map_err(part("freezing the container"))?;
         let freeze_ms = ms(begun);
-        self.writer.send(Kind::Frozen, &[]).await.map_err(wire(phase))?;
+        match self.memory.is_some() {
+            true => self.writer.send_json(Kind::Frozen, &Frozen { carried: true }).await,
+            false => self.writer.send(Kind::Frozen, &[]).await,
+        }
+        .map_err(wire(phase))?;
         self.writer.flush().await.map_err(wire(phase))?;
 
         let dump_begun = Instant::now();
-        let (dumped, memory_bytes) = self.dump(workload).await?;
+        let (dumped, shared) = if self.memory.is_some() {
+            let (dumped, shared) = self.dump_and_last_pages(workload).await?;
+            (dumped, Some(shared))
+        } else {
+            let (dumped, bytes) = self.dump_with_pages(workload).await?;
+            self.memory_bytes = bytes;
+            (dumped, None)
+        };
         let dump_ms = ms(dump_begun);
         self.images(&dumped.images_dir).await?;
 
@@ -261,10 +345,11 @@ where
             dump_ms,
             files_ms,
             elapsed_ms: ms(begun),
-            memory_bytes,
+            memory_bytes: self.memory_bytes,
             file_bytes: file_bytes_before + changed.bytes_sent,
             rounds: self.progress.rounds,
             detail: dumped.detail,
+            shared,
         };
         self.writer.send_json(Kind::Final, &fin).await.map_err(wire(phase))?;
         self.writer.flush().await.map_err(wire(phase))?;
@@ -273,105 +358,62 @@ where
         Ok(fin)
     }
 
-    /// Runs the dump and passes its page stream on, both ways, while it runs.
-    async fn dump<L: Workload>(&mut self, workload: &mut L) -> Result<(Dumped, u64), SendError> {
+    /// The last pages go over while CRIU dumps everything else.
+    async fn dump_and_last_pages<L: Workload>(
+        &mut self,
+        workload: &mut L,
+    ) -> Result<(Dumped, Vec<SharedPlace>), SendError> {
         let phase = Phase::Freeze;
-        let pipe = |e: std::io::Error| SendError::Part { phase, doing: "passing pages on", source: e.into() };
-        let (ours, theirs) = UnixStream::pair().map_err(pipe)?;
-        let (mut from_criu, mut to_criu) = ours.into_split();
-        let reader = &mut self.reader;
+        let (told, mut frames, work) = self.begin_memory(phase, Target::Frozen, workload)?;
+        let Ok(last) = told.await else {
+            // It ended before it knew which pages: with an error.
+            self.end_memory(phase, work).await?;
+            return Err(SendError::Part { phase, doing: "copying memory", source: "nothing was told".into() });
+        };
+        let shared = shared_places(&last);
         let writer = &mut self.writer;
-        // Ends only with an error: after the last page the destination has nothing to say.
-        let back = async {
-            loop {
-                let frame = reader.expect(Kind::Pages, "an answer to pages").await?;
-                to_criu.write_all(&frame.payload).await?;
+        let send = async {
+            while let Some(Outgoing { kind, payload }) = frames.recv().await {
+                writer.send(kind, &payload).await.map_err(wire(phase))?;
             }
+            writer.flush().await.map_err(wire(phase))
         };
-        let out = async {
-            let mut memory_bytes = 0u64;
-            let mut piece = vec![0; PAGE_PIECE_BYTES];
-            loop {
-                let n = from_criu.read(&mut piece).await?;
-                if n == 0 {
-                    break;
-                }
-                writer.send(Kind::Pages, &piece[..n]).await?;
-                writer.flush().await?;
-                memory_bytes += n as u64;
-            }
-            writer.send(Kind::PagesEnd, &[]).await?;
-            Ok::<u64, WireError>(memory_bytes)
-        };
-        let work = async {
-            let dumped = workload.dump(theirs).await;
+        let dump = async {
+            let dumped = workload.dump(DumpMemory::Carried(last)).await;
             dumped.map_err(|source| SendError::Part { phase, doing: "the dump by CRIU", source })
         };
-        let both = async { tokio::try_join!(work, async { out.await.map_err(wire(phase)) }) };
-        tokio::select! {
-            done = both => done,
-            broken = back => {
-                let broken: Result<std::convert::Infallible, WireError> = broken;
-                match broken { Err(source) => Err(SendError::Wire { phase, source }), Ok(never) => match never {} }
-            }
-        }
-    }
-
-    async fn images(&mut self, dir: &std::path::Path) -> Result<(), SendError> {
-        let phase = Phase::Freeze;
-        let read = |e: std::io::Error| SendError::Part { phase, doing: "reading CRIU's images", source: e.into() };
-        let mut list: Vec<_> = std::fs::read_dir(dir).map_err(read)?.collect::<Result<_, _>>().map_err(read)?;
-        list.sort_by_key(std::fs::DirEntry::file_name);
-        for item in list {
-            let name = item.file_name().to_string_lossy().into_owned();
-            let mut file = tokio::fs::File::open(item.path()).await.map_err(read)?;
-            let bytes = file.metadata().await.map_err(read)?.len();
-            self.writer.send_json(Kind::Image, &Image { name, bytes }).await.map_err(wire(phase))?;
-            let mut left = bytes;
-            let mut piece = vec![0; PAGE_PIECE_BYTES.min(bytes.max(1) as usize)];
-            while left > 0 {
-                let n = file.read(&mut piece).await.map_err(read)?;
-                if n == 0 {
-                    return Err(read(std::io::ErrorKind::UnexpectedEof.into()));
-                }
-                self.writer.send(Kind::Data, &data_payload(bytes - left, &piece[..n])).await.map_err(wire(phase))?;
-                left = left.saturating_sub(n as u64);
-            }
-        }
-        Ok(())
+        let (dumped, ()) = tokio::try_join!(dump, send)?;
+        self.end_memory(phase, work).await?;
+        Ok((dumped, shared))
     }
 }
 
-/// `Data` is an offset (8 bytes, little-endian) and the bytes there.
-fn data_payload(offset: u64, bytes: &[u8]) -> Vec<u8> {
-    let mut payload = Vec::with_capacity(8 + bytes.len());
-    payload.extend_from_slice(&offset.to_le_bytes());
-    payload.extend_from_slice(bytes);
-    payload
+type Reading = (Memory, Result<RoundStats, MemoryError>);
+
+/// Where the content of shared objects belongs.
+fn shared_places(last: &Round) -> Vec<SharedPlace> {
+    let kind_of = |id| last.objects.iter().find(|o| o.id == id).map(|o| o.kind);
+    let places = last.processes.iter().flat_map(|p| p.shared.iter().map(move |m| (p.inner_pid, m)));
+    let place = |(inner_pid, mapping): (i32, &godwit_memory::SharedMapping)| {
+        let kind = match kind_of(mapping.object)? {
+            ObjectKind::Anonymous => SharedKind::Anonymous,
+            ObjectKind::Memfd => SharedKind::Memfd,
+            ObjectKind::SysV => SharedKind::SysV,
+            ObjectKind::File => SharedKind::File,
+        };
+        Some(SharedPlace {
+            inner_pid,
+            start: mapping.range.start,
+            end: mapping.range.end,
+            device: mapping.object.device,
+            inode: mapping.object.inode,
+            kind,
+            offset: mapping.offset,
+        })
+    };
+    places.filter_map(place).collect()
 }
 
 fn ms(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
-}
-
-enum Piece {
-    Entry(Entry),
-    Data(Vec<u8>),
-    Remove(String, Vec<u8>),
-}
-
-struct ChannelSink(mpsc::Sender<Piece>);
-
-impl Sink for ChannelSink {
-    fn entry(&mut self, entry: Entry) -> bool {
-        self.0.blocking_send(Piece::Entry(entry)).is_ok()
-    }
-
-    fn data(&mut self, offset: u64, bytes: Vec<u8>) -> bool {
-        self.0.blocking_send(Piece::Data(data_payload(offset, &bytes))).is_ok()
-    }
-
-    fn remove(&mut self, tree: &str, path: Vec<u8>) -> bool {
-        self.0.blocking_send(Piece::Remove(tree.to_owned(), path)).is_ok()
-    }
 }

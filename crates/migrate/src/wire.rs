@@ -5,11 +5,11 @@
 //!   │ ── Offer{versions, move, container} ─────────────▶ │
 //!   │ ◀──────────────────────────── Accept{version} ──── │   or Refuse{reason}
 //!   │ ── per tree: Entry, Data…, Remove ───────────────▶ │   copy: rounds while the container runs
+//!   │ ── Memory, EmptyMemory, DropMemory ──────────────▶ │   pages written since the round before
 //!   │ ── RoundEnd{round} ──────────────────────────────▶ │
 //!   │ ── Frozen ───────────────────────────────────────▶ │   the downtime's clock starts
-//!   │ ── Pages(bytes) ─────────────────────────────────▶ │   CRIU's page stream, as it comes
-//!   │ ◀──────────────────────────────── Pages(bytes) ──── │   and its few answers
-//!   │ ── Image{name}, Data… ───────────────────────────▶ │   everything else CRIU wrote
+//!   │ ── Memory, EmptyMemory, DropMemory ──────────────▶ │   the last pages, while CRIU dumps the rest
+//!   │ ── Image{name}, Data… ───────────────────────────▶ │   everything that CRIU wrote
 //!   │ ── per tree: Entry, Data…, Remove ───────────────▶ │   files changed since the last round
 //!   │ ── Final{…} ─────────────────────────────────────▶ │   from here the source obeys only the store
 //! ```
@@ -19,6 +19,9 @@
 //! failed move and the source runs on.
 //!
 //! Versions: the source offers a range, the destination takes the highest it knows; version N and N−1 are spoken.
+//! In version 1, and where the source's kernel cannot tell written pages, there are no `Memory` frames. Instead, after
+//! `Frozen`, CRIU's page stream goes by as it comes: `Pages(bytes)` there, its few answers as `Pages(bytes)` back, and
+//! `PagesEnd`.
 
 use std::time::Duration;
 
@@ -28,7 +31,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// The version of this protocol.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
+/// The first version that carries memory in rounds.
+pub const MEMORY_VERSION: u32 = 2;
 /// The oldest version still spoken.
 pub const OLDEST_VERSION: u32 = 1;
 /// The largest payload of a frame, in bytes.
@@ -54,14 +59,20 @@ pub enum Kind {
     PagesEnd = 10,
     Image = 11,
     Final = 12,
+    /// Pages with content, see [`crate::pages`].
+    Memory = 13,
+    /// Pages that are zero, or gone.
+    EmptyMemory = 14,
+    /// Everything that was sent of a process or an object is void.
+    DropMemory = 15,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
         use Kind::*;
-        [Offer, Accept, Refuse, Entry, Data, Remove, RoundEnd, Frozen, Pages, PagesEnd, Image, Final]
-            .into_iter()
-            .find(|k| *k as u8 == byte)
+        let copy = [Offer, Accept, Refuse, Entry, Data, Remove, RoundEnd, Memory, EmptyMemory, DropMemory];
+        let frozen = [Frozen, Pages, PagesEnd, Image, Final];
+        copy.into_iter().chain(frozen).find(|k| *k as u8 == byte)
     }
 }
 
@@ -83,6 +94,8 @@ pub enum WireError {
     Malformed { kind: Kind, source: serde_json::Error },
     #[error("the other host sent {got:?} where {wanted} was due")]
     Unexpected { got: Kind, wanted: &'static str },
+    #[error(transparent)]
+    Memory(#[from] crate::pages::DecodeError),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -108,6 +121,13 @@ pub struct RoundEnd {
     pub round: u32,
 }
 
+/// Everything stands still. In version 1 it has no payload.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frozen {
+    /// Memory travels in `Memory` frames; else CRIU's page stream follows.
+    pub carried: bool,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Image {
     pub name: String,
@@ -126,6 +146,31 @@ pub struct Final {
     pub rounds: u32,
     /// What the destination needs of the source's container: made and read by the agent.
     pub detail: serde_json::Value,
+    /// Where the content of shared memory belongs. `None`: memory came in CRIU's images.
+    #[serde(default)]
+    pub shared: Option<Vec<SharedPlace>>,
+}
+
+/// A process's mapping of a shared object; numbers as the source has them.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SharedPlace {
+    pub inner_pid: i32,
+    pub start: u64,
+    pub end: u64,
+    pub device: u64,
+    pub inode: u64,
+    pub kind: SharedKind,
+    /// Of the mapping's start in the object, in bytes.
+    pub offset: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SharedKind {
+    Anonymous,
+    Memfd,
+    SysV,
+    File,
 }
 
 /// Writes frames. Nothing is buffered beyond the writer below it.
@@ -276,6 +321,7 @@ mod tests {
     fn versions_meet_or_part_with_a_reason() {
         let offer = |oldest, newest| Offer { oldest, newest, move_id: String::new(), container: String::new() };
         assert_eq!(negotiate(&offer(1, 7)), Ok(VERSION));
+        assert_eq!(negotiate(&offer(1, 1)), Ok(1), "the version before is spoken");
         assert!(negotiate(&offer(VERSION + 1, VERSION + 2)).unwrap_err().reason.contains("upgrade"));
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use godwit_api::types::ErrorBody;
 use godwit_container::{Cgroup, LaunchSpec, RootFs, external_mounts, remove_dir_all_no_xdev};
 use godwit_criu::{Criu, Directories, DumpOptions, Ends, ExternalMount, Message, PassedFd, Session};
+use godwit_memory::PageFilter;
 use godwit_model::MoveId;
 
 use crate::host::Host;
@@ -87,46 +88,75 @@ impl WorkDirs {
     }
 }
 
-/// Dumps and leaves everything as it was: frozen. Blocks.
-pub fn dump(
-    criu: &Criu,
-    dirs: &WorkDirs,
-    container_dir: &Path,
-    launch: &LaunchSpec,
-    cgroup: &Cgroup,
-    pid: u32,
-    pages: OwnedFd,
-) -> Result<(), ErrorBody> {
-    let freezer = cgroup.freezer_directory().ok_or_else(|| ErrorBody::new("this host has no freezer cgroup"))?;
-    let options = DumpOptions {
-        pid: pid.cast_signed(),
-        directories: dirs.for_criu(),
-        freeze_cgroup: freezer,
-        external_mounts: external_mounts(launch, container_dir)
-            .into_iter()
-            .map(|m| ExternalMount { target: m.target_in_container, source: m.source_on_host })
-            .collect(),
-        root: launch.rootfs.clone(),
-        page_server_fd: Some(PAGES_FD),
-    };
-    let passed = vec![PassedFd { number: PAGES_FD, fd: pages }];
-    let mut session = Session::start(criu, passed, Ends::Undone).map_err(|e| ErrorBody::from_chain(&e))?;
-    let mut run = || -> Result<(), godwit_criu::SessionError> {
-        session.request_dump(&options)?;
-        loop {
-            match session.receive_within(Duration::from_millis(DUMP_TIMEOUT_MS))? {
-                Message::Notify { .. } => session.proceed(true)?,
-                Message::Dumped => return Ok(()),
-                other => tracing::warn!(?other, "criu said something odd in the middle of a dump"),
-            }
+/// What is dumped, and how.
+pub struct Dump<'a> {
+    pub criu: &'a Criu,
+    pub dirs: &'a WorkDirs,
+    pub container_dir: &'a Path,
+    pub launch: &'a LaunchSpec,
+    pub cgroup: &'a Cgroup,
+    pub pid: u32,
+}
+
+/// A criu that has everything to begin a dump and waits for the word.
+pub struct BegunDump {
+    session: Session,
+    dirs: WorkDirs,
+}
+
+impl Dump<'_> {
+    /// Starts criu, which looks at what the kernel can do and stops there: nothing of the container has been touched.
+    /// Memory goes into `pages`, or past criu, which leaves out what `filter` lists. Blocks.
+    pub fn begin(&self, pages: Option<OwnedFd>, filter: Option<&PageFilter>) -> Result<BegunDump, ErrorBody> {
+        let freezer =
+            self.cgroup.freezer_directory().ok_or_else(|| ErrorBody::new("this host has no freezer cgroup"))?;
+        let options = DumpOptions {
+            pid: self.pid.cast_signed(),
+            directories: self.dirs.for_criu(),
+            freeze_cgroup: freezer,
+            external_mounts: external_mounts(self.launch, self.container_dir)
+                .into_iter()
+                .map(|m| ExternalMount { target: m.target_in_container, source: m.source_on_host })
+                .collect(),
+            root: self.launch.rootfs.clone(),
+            page_server_fd: pages.is_some().then_some(PAGES_FD),
+        };
+        let passed = pages.into_iter().map(|fd| PassedFd { number: PAGES_FD, fd }).collect();
+        let environment = filter.map(PageFilter::environment);
+        let environment = environment.as_ref().map_or(&[][..], |e| &e[..]);
+        let session = Session::start_with(self.criu, passed, Ends::Undone, environment);
+        let mut begun = BegunDump { session: session.map_err(|e| ErrorBody::from_chain(&e))?, dirs: self.dirs.clone() };
+        begun.session.request_dump(&options).map_err(|e| ErrorBody::from_chain(&e))?;
+        match begun.session.receive_within(Duration::from_millis(DUMP_TIMEOUT_MS)) {
+            Ok(Message::Notify { script, .. }) if script == "pre-dump" => Ok(begun),
+            Ok(other) => Err(ErrorBody::new(format!("criu said {other:?} at the beginning of a dump"))),
+            Err(error) => Err(begun.explain(&error)),
         }
-    };
-    run().map_err(|e| {
-        let mut error = ErrorBody::from_chain(&e);
-        let said = dirs.errors_of("dump.log");
+    }
+}
+
+impl BegunDump {
+    /// Dumps and leaves everything as it was: frozen. Blocks.
+    pub fn finish(self) -> Result<(), ErrorBody> {
+        let run = || -> Result<(), godwit_criu::SessionError> {
+            self.session.proceed(true)?;
+            loop {
+                match self.session.receive_within(Duration::from_millis(DUMP_TIMEOUT_MS))? {
+                    Message::Notify { .. } => self.session.proceed(true)?,
+                    Message::Dumped => return Ok(()),
+                    other => tracing::warn!(?other, "criu said something odd in the middle of a dump"),
+                }
+            }
+        };
+        run().map_err(|e| self.explain(&e))
+    }
+
+    fn explain(&self, error: &godwit_criu::SessionError) -> ErrorBody {
+        let mut error = ErrorBody::from_chain(error);
+        let said = self.dirs.errors_of("dump.log");
         if !said.is_empty() {
             error.causes.push(said);
         }
         error
-    })
+    }
 }

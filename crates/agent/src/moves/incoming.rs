@@ -16,6 +16,7 @@ use godwit_container::keeper::state::Phase as KeeperPhase;
 use godwit_container::spec::BindMount;
 use godwit_criu::{Ends, Message, PageServerOptions, PassedFd, Session};
 use godwit_image::Image;
+use godwit_memory::{Filler, PageStore};
 use godwit_migrate::destination::Landing;
 use godwit_migrate::source::PartError;
 use godwit_migrate::wire::Final;
@@ -77,6 +78,7 @@ struct Held {
     dirs: Option<WorkDirs>,
     record: Record,
     started_at_ms: Option<u64>,
+    filler: Option<Arc<Filler>>,
     since: Instant,
 }
 
@@ -168,7 +170,10 @@ impl Incoming {
         }
         let assignment =
             Assignment { spec: self.spec.clone(), generation, run: true, start_count: held.record.start_count };
-        let Held { live, dirs, record, started_at_ms, .. } = *held;
+        let Held { live, dirs, record, started_at_ms, filler, .. } = *held;
+        if let Some(filler) = filler {
+            super::fill::follow(host, &self.spec.name, filler, live.cgroup.clone());
+        }
         task::spawn_live(host, assignment, live, record);
         if let Some(task) = locked(&host.tasks).get(&self.spec.id) {
             locked(&task.shared.status).started_at_ms = started_at_ms;
@@ -310,13 +315,14 @@ async fn arrive(host: Arc<Host>, incoming: Arc<Incoming>, ready: Ready, arrival:
     let result = receive(arrival, writer, &mut arriving).await;
     let restored = arriving.restored.take();
     match (result, restored) {
-        (Ok(received), Some((live, record, started_at_ms))) => {
+        (Ok(received), Some(Restored { live, record, started_at_ms, filler })) => {
             let held = Held {
                 live,
                 parking: Some(ready.parking),
                 dirs: Some(dirs),
                 record,
                 started_at_ms,
+                filler,
                 since: Instant::now(),
             };
             *incoming.stage.lock().await = Stage::Held(Box::new(held));
@@ -368,7 +374,14 @@ struct Arriving {
     image: Image,
     dirs: WorkDirs,
     page_server: Option<(Session, i32)>,
-    restored: Option<(Live, Record, Option<u64>)>,
+    restored: Option<Restored>,
+}
+
+struct Restored {
+    live: Live,
+    record: Record,
+    started_at_ms: Option<u64>,
+    filler: Option<Arc<Filler>>,
 }
 
 impl Landing for Arriving {
@@ -425,7 +438,7 @@ impl Landing for Arriving {
         }
     }
 
-    async fn restore(&mut self, fin: &Final) -> Result<(), PartError> {
+    async fn restore(&mut self, fin: &Final, memory: Option<Arc<PageStore>>) -> Result<(), PartError> {
         let detail: Detail = serde_json::from_value(fin.detail.clone())?;
         let spec = self.incoming.spec.clone();
         let dir = container_dir(&self.host, &spec.id);
@@ -433,12 +446,17 @@ impl Landing for Arriving {
         let launch = self.relocated(detail.launch.clone(), rootfs, &spec);
         let (keeper, mut events) = task::start_keeper(&self.host, &dir, &launch).await?;
         let criu = self.host.criu.as_ref().ok_or("this host has no usable CRIU")?;
+        let filler = match memory {
+            Some(store) => Some(Arc::new(Filler::listen(&self.dirs.work, store)?)),
+            None => None,
+        };
         let restore = RestoreSpec {
             criu: criu.path.clone(),
             images_dir: self.dirs.images.clone(),
             work_dir: self.dirs.work.clone(),
             stdout_pipe: detail.stdout_pipe,
             stderr_pipe: detail.stderr_pipe,
+            lazy_pages: filler.is_some(),
         };
         keeper.call(Request::Restore(restore), "restore").await?;
         let pid = match restore_event(&mut events).await? {
@@ -454,6 +472,12 @@ impl Landing for Arriving {
             other => return Err(format!("the keeper said {other:?} where the restored processes were due").into()),
         };
         let cgroup = godwit_container::Cgroup::open(&launch.cgroup_path())?;
+        if let Some(filler) = &filler {
+            let uses = super::fill::shared_uses(&cgroup, fin.shared.as_deref().unwrap_or_default())?;
+            let filler = Arc::clone(filler);
+            let report = tokio::task::spawn_blocking(move || filler.restored(uses)).await??;
+            tracing::debug!(?report, "shared memory");
+        }
         let record = Record {
             spec,
             generation: self.incoming.generation,
@@ -463,7 +487,12 @@ impl Landing for Arriving {
             incoming: Some(self.incoming.id.clone()),
             outgoing: None,
         };
-        self.restored = Some((Live { keeper, events, cgroup, pid }, record, detail.started_at_ms));
+        self.restored = Some(Restored {
+            live: Live { keeper, events, cgroup, pid },
+            record,
+            started_at_ms: detail.started_at_ms,
+            filler,
+        });
         Ok(())
     }
 }
@@ -524,5 +553,5 @@ async fn adopt_held(host: &Host, dir: &Path, record: Record) -> Option<Held> {
     let cgroup = godwit_container::Cgroup::open(&launch.cgroup_path()).ok()?;
     let live = Live { keeper, events, cgroup, pid: state.pid? };
     let dirs = record.incoming.as_ref().map(|id| WorkDirs::of(host, id));
-    Some(Held { live, parking: None, dirs, record, started_at_ms: None, since: Instant::now() })
+    Some(Held { live, parking: None, dirs, record, started_at_ms: None, filler: None, since: Instant::now() })
 }

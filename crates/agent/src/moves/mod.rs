@@ -1,6 +1,7 @@
 //! Moves of this host's containers: giving away ([`outgoing`]) and taking in ([`incoming`]).
 
 pub mod dump;
+pub mod fill;
 pub mod incoming;
 pub mod outgoing;
 

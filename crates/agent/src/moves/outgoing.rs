@@ -11,18 +11,19 @@ use godwit_api::tls;
 use godwit_api::types::ErrorBody;
 use godwit_container::keeper::state::read_state;
 use godwit_container::{Cgroup, LaunchSpec};
-use godwit_migrate::source::{Dumped, PartError, Workload};
+use godwit_memory::PageFilter;
+use godwit_migrate::source::{DumpMemory, Dumped, PartError, Workload};
 use godwit_migrate::{SendError, send};
 use godwit_model::container::{ContainerSpec, ContainerState};
 use godwit_model::migration::{Phase, Progress};
 use godwit_model::{HostName, MoveId};
 use godwit_network::Mac;
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
-use super::dump::{WorkDirs, dump};
+use super::dump::{BegunDump, Dump, WorkDirs};
 use super::{Detail, ROOT_TREE, volume_tree};
 use crate::host::{Host, locked};
 use crate::sharedfiles::{TreeMount, shared_writable};
@@ -63,6 +64,7 @@ impl Outgoing {
             pid: live.pid,
             shared,
             dirs: None,
+            begun: None,
         };
         let worker = tokio::spawn(run(leaving, Arc::clone(&connection)));
         Self { id, worker: Some(worker), connection }
@@ -183,9 +185,29 @@ struct Leaving {
     pid: u32,
     shared: Arc<Shared>,
     dirs: Option<WorkDirs>,
+    /// A criu that waits for the freeze, and what it will leave out.
+    begun: Option<(BegunDump, PageFilter)>,
 }
 
 impl Leaving {
+    /// Starts criu; where memory does not go through it, all that can be done before the freeze is.
+    async fn begin_dump(
+        &self,
+        pages: Option<OwnedFd>,
+        filter: Option<PageFilter>,
+    ) -> Result<(BegunDump, Option<PageFilter>), PartError> {
+        let dirs = self.dirs.clone().ok_or("the move has no working directory")?;
+        let criu = self.host.criu.clone().ok_or("this host has no usable CRIU")?;
+        let launch = LaunchSpec::load(&self.shared.dir)?;
+        let (container_dir, cgroup, pid) = (self.shared.dir.clone(), self.cgroup.clone(), self.pid);
+        let begin = move || {
+            let what =
+                Dump { criu: &criu, dirs: &dirs, container_dir: &container_dir, launch: &launch, cgroup: &cgroup, pid };
+            what.begin(pages, filter.as_ref()).map(|begun| (begun, filter))
+        };
+        Ok(tokio::task::spawn_blocking(begin).await??)
+    }
+
     fn show(&self, state: ContainerState) {
         locked(&self.shared.status).state = state;
         self.host.changed.notify_one();
@@ -202,6 +224,21 @@ impl Workload for Leaving {
 
     fn progress(&mut self, phase: Phase, progress: Progress) {
         self.host.voice.say(FromAgent::MoveProgress { id: self.plan.id.clone(), phase, progress });
+    }
+
+    fn pids(&self) -> Result<Vec<i32>, PartError> {
+        Ok(self.cgroup.pids()?.into_iter().map(u32::cast_signed).collect())
+    }
+
+    async fn before_freeze(&mut self, carried: bool) -> Result<(), PartError> {
+        if !carried {
+            return Ok(());
+        }
+        let dirs = self.dirs.as_ref().ok_or("the move has no working directory")?;
+        let filter = PageFilter::install(&dirs.work)?;
+        let (begun, filter) = self.begin_dump(None, Some(filter)).await?;
+        self.begun = filter.map(|filter| (begun, filter));
+        Ok(())
     }
 
     async fn freeze(&mut self) -> Result<Vec<(String, Vec<u8>)>, PartError> {
@@ -226,24 +263,32 @@ impl Workload for Leaving {
         Ok(shared_writable(&self.cgroup.pids()?, &trees))
     }
 
-    async fn dump(&mut self, pages: UnixStream) -> Result<Dumped, PartError> {
-        let dirs = self.dirs.clone().ok_or("the move has no working directory")?;
-        let criu = self.host.criu.clone().ok_or("this host has no usable CRIU")?;
-        let pages = pages.into_std()?;
-        pages.set_nonblocking(false)?;
+    async fn dump(&mut self, memory: DumpMemory) -> Result<Dumped, PartError> {
+        let begun = match memory {
+            DumpMemory::Carried(last) => {
+                let (begun, filter) = self.begun.take().ok_or("criu has not been started")?;
+                filter.leave_out(&last)?;
+                begun
+            }
+            DumpMemory::Stream(pages) => {
+                let pages = pages.into_std()?;
+                pages.set_nonblocking(false)?;
+                self.begin_dump(Some(pages.into()), None).await?.0
+            }
+        };
         let launch = LaunchSpec::load(&self.shared.dir)?;
         let state = read_state(&self.shared.dir)?.ok_or("the keeper has left no state")?;
         let status = locked(&self.shared.status).clone();
         let detail = Detail {
-            launch: launch.clone(),
+            launch,
             stdout_pipe: state.stdout_pipe,
             stderr_pipe: state.stderr_pipe,
             restarts: status.restarts,
             started_at_ms: status.started_at_ms,
             image_digest: status.image_digest,
         };
-        let (dir, cgroup, pid, at) = (self.shared.dir.clone(), self.cgroup.clone(), self.pid, dirs.clone());
-        tokio::task::spawn_blocking(move || dump(&criu, &at, &dir, &launch, &cgroup, pid, pages.into())).await??;
+        tokio::task::spawn_blocking(move || begun.finish()).await??;
+        let dirs = self.dirs.clone().ok_or("the move has no working directory")?;
         Ok(Dumped { images_dir: dirs.images, detail: serde_json::to_value(detail)? })
     }
 

@@ -123,6 +123,9 @@ pub struct RestoreSpec {
     /// Inode numbers of the pipes that were the program's stdout and stderr where it was dumped.
     pub stdout_pipe: Option<u64>,
     pub stderr_pipe: Option<u64>,
+    /// Memory is filled in by whoever listens on `lazy-pages.socket` in the work directory.
+    #[serde(default)]
+    pub lazy_pages: bool,
 }
 
 /// A command to run in a container.

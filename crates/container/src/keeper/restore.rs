@@ -78,6 +78,7 @@ impl Keeper {
                 .flatten()
                 .collect(),
             cgroups: cgroup_roots(&cgroup),
+            lazy_pages: from.lazy_pages,
         };
         let mut session = Session::start(&criu, passed.into(), Ends::Killed).map_err(|e| chain(&e))?;
         session.request_restore(&options).map_err(|e| chain(&e))?;

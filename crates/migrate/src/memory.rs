@@ -1,0 +1,144 @@
+//! The source's memory in rounds: told by the tracker, read, and turned into frames.
+
+use std::sync::Arc;
+
+use godwit_memory::{Content, Key, PageReader, PageSet, Piece, ReadError, Round, Target, TrackError, Tracker};
+use thiserror::Error;
+use tokio::sync::mpsc;
+
+use crate::pages::{Head, ranges};
+use crate::wire::Kind;
+
+/// Pages of one frame, in bytes.
+const PIECE_BYTES: usize = 1 << 20;
+/// Ranges of one frame.
+const MAX_RANGES: usize = 4096;
+
+#[derive(Debug, Error)]
+pub enum MemoryError {
+    #[error("written pages could not be told")]
+    Track(#[from] TrackError),
+    #[error("memory could not be read")]
+    Read(#[from] ReadError),
+}
+
+/// A frame on its way to the wire.
+pub struct Outgoing {
+    pub kind: Kind,
+    pub payload: Vec<u8>,
+}
+
+/// What one round sent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RoundStats {
+    /// Pages that were written since the round before, in bytes.
+    pub dirty_bytes: u64,
+    /// Pages of content that were sent, in bytes: those that are zero cost nothing.
+    pub sent_bytes: u64,
+}
+
+/// The memory of a container's processes. Plain threads: every method blocks.
+pub struct Memory {
+    tracker: Tracker,
+    rounds: u16,
+}
+
+impl Memory {
+    pub fn new() -> Result<Self, MemoryError> {
+        Ok(Self { tracker: Tracker::new()?, rounds: 0 })
+    }
+
+    /// Makes a round over `pids`: `told` hears which pages it is about before any is read, then everything goes to
+    /// `out`. Ends early without an error when nobody listens there any more.
+    pub fn round(
+        &mut self,
+        pids: &[i32],
+        target: Target,
+        out: &mpsc::Sender<Outgoing>,
+        told: impl FnOnce(&Arc<Round>),
+    ) -> Result<RoundStats, MemoryError> {
+        let round = Arc::new(self.tracker.round(pids, target)?);
+        let number = self.rounds;
+        self.rounds = self.rounds.saturating_add(1);
+        told(&round);
+        let mut frames = Frames { out, number, sent_bytes: 0 };
+        for inner_pid in &round.ended {
+            frames.drop_key(Key::Process(*inner_pid));
+        }
+        for id in &round.dropped {
+            frames.drop_key(Key::Object(*id));
+        }
+        for process in &round.processes {
+            let key = Key::Process(process.inner_pid);
+            frames.begin(key, process.reset, &process.gone);
+            let reader = self.tracker.read_process(process.pid, process.pages.clone());
+            match frames.pages(key, reader) {
+                // It ended after the look; the next round says so.
+                Err(ReadError::Gone { .. }) if target == Target::Running => {}
+                other => other?,
+            }
+        }
+        for object in &round.objects {
+            let key = Key::Object(object.id);
+            frames.begin(key, object.reset, &object.gone);
+            if let Some(reader) = self.tracker.read_object(object.id, object.pages.clone()) {
+                frames.pages(key, reader)?;
+            }
+        }
+        Ok(RoundStats { dirty_bytes: round.bytes(), sent_bytes: frames.sent_bytes })
+    }
+}
+
+struct Frames<'a> {
+    out: &'a mpsc::Sender<Outgoing>,
+    number: u16,
+    sent_bytes: u64,
+}
+
+impl Frames<'_> {
+    /// `false`: nobody listens.
+    fn send(&self, kind: Kind, payload: Vec<u8>) -> bool {
+        self.out.blocking_send(Outgoing { kind, payload }).is_ok()
+    }
+
+    fn drop_key(&self, key: Key) {
+        self.send(Kind::DropMemory, Head { key, round: self.number, start: 0 }.begin(0));
+    }
+
+    fn begin(&self, key: Key, reset: bool, gone: &PageSet) {
+        if reset {
+            self.drop_key(key);
+        }
+        for some in gone.ranges().chunks(MAX_RANGES) {
+            self.send(Kind::EmptyMemory, ranges(key, self.number, some));
+        }
+    }
+
+    fn pages(&mut self, key: Key, mut reader: PageReader) -> Result<(), ReadError> {
+        let (mut buffer, mut pieces) = (vec![0; PIECE_BYTES], Vec::new());
+        loop {
+            reader.read(&mut buffer, &mut pieces)?;
+            if pieces.is_empty() {
+                return Ok(());
+            }
+            let mut empty = Vec::new();
+            for Piece { range, content } in pieces.drain(..) {
+                match content {
+                    Content::Data { at } => {
+                        let content = &buffer[at..at + range.bytes() as usize];
+                        let mut payload = Head { key, round: self.number, start: range.start }.begin(content.len());
+                        payload.extend_from_slice(content);
+                        self.sent_bytes += range.bytes();
+                        if !self.send(Kind::Memory, payload) {
+                            return Ok(());
+                        }
+                    }
+                    Content::Zero | Content::Absent => empty.push(range),
+                }
+            }
+            for some in empty.chunks(MAX_RANGES) {
+                self.send(Kind::EmptyMemory, ranges(key, self.number, some));
+            }
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! A round of files: read by a thread, sent as it comes.
+
+use std::collections::HashSet;
+
+use godwit_model::migration::Phase;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+use super::{SendError, Source, Workload};
+use crate::files::{Entry, ScanStats, Sink};
+use crate::wire::{Kind, WireError};
+
+/// How many pieces of files may wait between disk and network; one is 1 MiB at most.
+const QUEUE_PIECES: usize = 16;
+
+impl<R, W> Source<R, W>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
+    /// Sends what has changed in all trees; `always` (tree, path) whatever its ctime says.
+    pub(super) async fn file_round<L: Workload>(
+        &mut self,
+        phase: Phase,
+        always: &[(String, Vec<u8>)],
+        workload: &mut L,
+    ) -> Result<ScanStats, SendError> {
+        let mut total = ScanStats::default();
+        for mut scanner in std::mem::take(&mut self.scanners) {
+            let always: HashSet<Vec<u8>> =
+                always.iter().filter(|(tree, _)| tree == scanner.tree()).map(|(_, path)| path.clone()).collect();
+            let (sink, mut pieces) = mpsc::channel(QUEUE_PIECES);
+            let scan = tokio::task::spawn_blocking(move || {
+                let result = scanner.round(&always, &mut ChannelSink(sink));
+                (scanner, result)
+            });
+            let mut broken = None;
+            while let Some(piece) = pieces.recv().await {
+                if let Err(e) = self.piece(piece).await {
+                    broken = Some(e);
+                    break;
+                }
+                self.tell(phase, workload);
+            }
+            drop(pieces);
+            // A panic of the scan is a bug of ours; it ends the move like any other error.
+            let (scanner, result) =
+                scan.await.map_err(|e| SendError::Part { phase, doing: "reading files", source: e.into() })?;
+            if let Some(source) = broken {
+                return Err(SendError::Wire { phase, source });
+            }
+            let stats = result.map_err(|source| SendError::Scan { phase, source })?;
+            total.bytes_sent += stats.bytes_sent;
+            total.entries_sent += stats.entries_sent;
+            total.removed += stats.removed;
+            self.scanners.push(scanner);
+        }
+        Ok(total)
+    }
+
+    async fn piece(&mut self, piece: Piece) -> Result<(), WireError> {
+        match piece {
+            Piece::Entry(entry) => self.writer.send_json(Kind::Entry, &entry).await,
+            Piece::Data(payload) => self.writer.send(Kind::Data, &payload).await,
+            Piece::Remove(tree, path) => self.writer.send_json(Kind::Remove, &(tree, path)).await,
+        }
+    }
+}
+
+/// `Data` is an offset (8 bytes, little-endian) and the bytes there.
+pub(super) fn data_payload(offset: u64, bytes: &[u8]) -> Vec<u8> {
+    let mut payload = Vec::with_capacity(8 + bytes.len());
+    payload.extend_from_slice(&offset.to_le_bytes());
+    payload.extend_from_slice(bytes);
+    payload
+}
+
+enum Piece {
+    Entry(Entry),
+    Data(Vec<u8>),
+    Remove(String, Vec<u8>),
+}
+
+struct ChannelSink(mpsc::Sender<Piece>);
+
+impl Sink for ChannelSink {
+    fn entry(&mut self, entry: Entry) -> bool {
+        self.0.blocking_send(Piece::Entry(entry)).is_ok()
+    }
+
+    fn data(&mut self, offset: u64, bytes: Vec<u8>) -> bool {
+        self.0.blocking_send(Piece::Data(data_payload(offset, &bytes))).is_ok()
+    }
+
+    fn remove(&mut self, tree: &str, path: Vec<u8>) -> bool {
+        self.0.blocking_send(Piece::Remove(tree.to_owned(), path)).is_ok()
+    }
+}
