@@ -14,6 +14,7 @@ mod facts;
 mod host;
 mod join;
 mod keeper;
+mod laps;
 mod ledger;
 mod link;
 mod movable;

@@ -18,6 +18,8 @@ use crate::host::Host;
 const PAGES_FD: i32 = 10;
 /// A dump, memory included, takes at most this long, in milliseconds.
 const DUMP_TIMEOUT_MS: u64 = 600_000;
+/// Names a directory in which CRIU's logs of moves are kept (with `GODWIT_CRIU_LOG_LEVEL=4` they say when what was done).
+const LOGS_VARIABLE: &str = "GODWIT_CRIU_LOGS";
 /// Lines of CRIU's log that are told with an error.
 const LOG_LINES: usize = 6;
 
@@ -70,10 +72,25 @@ impl WorkDirs {
         if !self.top.exists() {
             return Ok(());
         }
+        self.keep_logs();
         RootFs { layers: Vec::new(), dir: self.top.clone() }
             .unmount()
             .map_err(|e| ErrorBody::from_chain(&e).one_line())?;
         remove_dir_all_no_xdev(&self.top).map_err(|e| ErrorBody::from_chain(&e).one_line())
+    }
+
+    /// Copies CRIU's logs where [`LOGS_VARIABLE`] says; for finding out where time goes.
+    fn keep_logs(&self) {
+        let Some(to) = std::env::var_os(LOGS_VARIABLE).map(PathBuf::from) else { return };
+        let name = self.top.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        for item in std::fs::read_dir(&self.work).into_iter().flatten().flatten() {
+            let log = item.file_name().to_string_lossy().into_owned();
+            if log.ends_with(".log")
+                && let Err(error) = std::fs::copy(item.path(), to.join(format!("{name}-{log}")))
+            {
+                tracing::warn!(%error, log, "not kept");
+            }
+        }
     }
 
     /// The errors in one of CRIU's logs, else its last lines, for a message.

@@ -36,6 +36,7 @@ use super::dump::WorkDirs;
 use super::{Detail, ROOT_TREE, volume_tree};
 use crate::host::{Host, locked};
 use crate::keeper::Keeper;
+use crate::laps::Laps;
 use crate::task::{self, Live, Record, container_dir, volumes_dir};
 use crate::translate;
 
@@ -158,11 +159,13 @@ impl Incoming {
         let begun = Instant::now();
         let hand_over_ms = held.since.elapsed().as_secs_f64() * 1e3;
         let result = resume(&mut held).await;
-        let frames_parked = match held.parking.take() {
-            Some(parking) => parking.deliver().await.map(|d| d.frames).map_err(chain),
+        let resumed_ms = begun.elapsed().as_secs_f64() * 1e3;
+        let frames_parked = match held.parking.as_mut() {
+            Some(parking) => parking.hand_out().await.map(|d| d.frames).map_err(chain),
             None => Ok(0),
         };
         let activate_ms = begun.elapsed().as_secs_f64() * 1e3;
+        tracing::info!(resumed_ms, activate_ms, "activated");
         held.record.incoming = None;
         held.record.generation = generation;
         if let Err(error) = held.record.save(&container_dir(host, &self.spec.id)) {
@@ -442,9 +445,12 @@ impl Landing for Arriving {
         let detail: Detail = serde_json::from_value(fin.detail.clone())?;
         let spec = self.incoming.spec.clone();
         let dir = container_dir(&self.host, &spec.id);
+        let mut laps = Laps::default();
         let rootfs = task::mount_root(&dir, &self.image, spec.id_base).await?;
+        laps.lap("mount");
         let launch = self.relocated(detail.launch.clone(), rootfs, &spec);
         let (keeper, mut events) = task::start_keeper(&self.host, &dir, &launch).await?;
+        laps.lap("keeper");
         let criu = self.host.criu.as_ref().ok_or("this host has no usable CRIU")?;
         let filler = match memory {
             Some(store) => Some(Arc::new(Filler::listen(&self.dirs.work, store)?)),
@@ -463,14 +469,17 @@ impl Landing for Arriving {
             Event::RestoreNetwork { pid } => pid,
             other => return Err(format!("the keeper said {other:?} where the network was due").into()),
         };
+        laps.lap("criu to network");
         task::attach_network(&self.host, &spec, pid).await?;
         // Frames out may leave from the first instant; frames in are parked.
         self.host.network.lock().await.plug(spec.id.as_str()).await?;
+        laps.lap("network");
         keeper.call(Request::RestoreProceed { go_on: true }, "restore").await?;
         let pid = match restore_event(&mut events).await? {
             Event::Restored { pid } => pid,
             other => return Err(format!("the keeper said {other:?} where the restored processes were due").into()),
         };
+        laps.lap("criu to restored");
         let cgroup = godwit_container::Cgroup::open(&launch.cgroup_path())?;
         if let Some(filler) = &filler {
             let uses = super::fill::shared_uses(&cgroup, fin.shared.as_deref().unwrap_or_default())?;
@@ -478,6 +487,8 @@ impl Landing for Arriving {
             let report = tokio::task::spawn_blocking(move || filler.restored(uses)).await??;
             tracing::debug!(?report, "shared memory");
         }
+        laps.lap("shared memory");
+        tracing::debug!(parts = %laps, "restored");
         let record = Record {
             spec,
             generation: self.incoming.generation,

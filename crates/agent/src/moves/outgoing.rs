@@ -26,6 +26,7 @@ use tokio_rustls::TlsConnector;
 use super::dump::{BegunDump, Dump, WorkDirs};
 use super::{Detail, ROOT_TREE, volume_tree};
 use crate::host::{Host, locked};
+use crate::laps::Laps;
 use crate::sharedfiles::{TreeMount, shared_writable};
 use crate::task::{Live, Shared, volumes_dir};
 
@@ -243,14 +244,19 @@ impl Workload for Leaving {
 
     async fn freeze(&mut self) -> Result<Vec<(String, Vec<u8>)>, PartError> {
         let (cgroup, mac, vni) = (self.cgroup.clone(), Mac(self.spec.network.mac.0), self.spec.network.vni);
+        let mut laps = Laps::default();
         // Files that were written before the freeze shall not be on their way to the disk in the middle of it.
         tokio::task::spawn_blocking(move || cgroup.freeze()).await??;
         self.show(ContainerState::Frozen);
+        laps.lap("freezer");
         // Frames switch first, the port is unplugged after: a reply on its way out still leaves.
         let network = self.host.network.lock().await;
         locked(&self.host.redirects).insert(mac, (vni, self.plan.to_tunnel));
         network.divert(mac, vni, self.plan.to_tunnel).await?;
+        laps.lap("divert");
         network.unplug(self.spec.id.as_str()).await?;
+        laps.lap("unplug");
+        tracing::debug!(parts = %laps, "frozen");
         drop(network);
         self.host.voice.say(FromAgent::MoveFrozen { id: self.plan.id.clone() });
         let mut trees = vec![TreeMount { target: "/".into(), tree: ROOT_TREE.to_owned() }];

@@ -210,7 +210,15 @@ impl Parking {
     /// Hands the waiting frames to the port in order, then opens the direct way. The port must be attached; whether
     /// it is plugged in makes no difference to this. The frames are with the container before the rest (some
     /// milliseconds of clearing away) is done, and the rest is done even if the caller stops waiting for it.
-    pub async fn deliver(self) -> Result<Delivered, NetworkError> {
+    pub async fn deliver(mut self) -> Result<Delivered, NetworkError> {
+        let delivered = self.hand_out().await?;
+        self.end().await?;
+        Ok(delivered)
+    }
+
+    /// The first half of [`Parking::deliver`]: the waiting frames are with the container. Frames still take the way
+    /// over the parking until it is dropped, which clears it away in the background.
+    pub async fn hand_out(&mut self) -> Result<Delivered, NetworkError> {
         let (link, _) = self.host.port(&self.record.id).await?;
         let failed = |source| NetworkError::RawSocket { link: link.name.clone(), source };
         let socket = tap::packet_socket(link.index).map_err(failed)?;
@@ -218,9 +226,7 @@ impl Parking {
         self.host.inner.moving.lock().set_stage(&self.record.id, Stage::Delivering);
         let thread = self.thread.as_ref().ok_or_else(|| gone(&self.record))?;
         thread.command(&self.record, Command::Deliver(socket, done))?;
-        let delivered = result.await.map_err(|_| gone(&self.record))?;
-        self.end().await?;
-        Ok(delivered)
+        result.await.map_err(|_| gone(&self.record))
     }
 
     /// Drops the waiting frames; everything goes the way the last apply said. A port that was attached meanwhile is
