@@ -1,6 +1,8 @@
 //! The destination of a move, mirror image of [`crate::source`].
 
+use std::fs::File;
 use std::future::Future;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -49,8 +51,10 @@ pub trait Landing: Send {
     fn trees(&self) -> Vec<(String, PathBuf)>;
     /// Where CRIU's images go.
     fn images_dir(&self) -> PathBuf;
-    /// The source stands still.
-    fn frozen(&mut self);
+    /// The source stands still. What is known of the container by now; null from an older source.
+    fn frozen(&mut self, detail: &serde_json::Value);
+    /// All files have arrived and stay as they are; the source is still dumping.
+    fn files_complete(&mut self);
     /// Starts what takes the page stream; our end of its socket.
     fn page_sink(&mut self) -> impl Future<Output = Result<UnixStream, PartError>> + Send;
     /// The page stream has ended; everything of it is stored when this returns.
@@ -108,32 +112,39 @@ where
     let store = Arc::new(PageStore::new());
     let mut frozen_at: Option<Instant> = None;
     let mut carried = false;
-    let mut image: Option<tokio::fs::File> = None;
+    let mut image: Option<File> = None;
     loop {
         let frame = next(&mut reader).await?;
         match frame.kind {
             Kind::Entry => {
-                close_image(&mut image).await?;
+                image = None;
                 let entry: Entry = frame.json()?;
                 tokio::task::block_in_place(|| files.entry(entry))?;
             }
             Kind::Data => {
                 let (offset, bytes) = split_data(&frame)?;
                 match &mut image {
-                    Some(file) => file.write_all(bytes).await.map_err(stored)?,
+                    // Small, and on a tmpfs.
+                    Some(file) => file.write_all(bytes).map_err(stored)?,
                     None => tokio::task::block_in_place(|| files.data(offset, bytes))?,
                 }
             }
             Kind::Remove => {
-                close_image(&mut image).await?;
+                image = None;
                 let (tree, path): (String, Vec<u8>) = frame.json()?;
                 tokio::task::block_in_place(|| files.remove(&tree, &path))?;
             }
-            Kind::RoundEnd => tokio::task::block_in_place(|| files.end_round())?,
+            Kind::RoundEnd => {
+                tokio::task::block_in_place(|| files.end_round())?;
+                if frozen_at.is_some() {
+                    landing.files_complete();
+                }
+            }
             Kind::Frozen => {
                 frozen_at = Some(Instant::now());
-                landing.frozen();
-                carried = !frame.payload.is_empty() && frame.json::<Frozen>()?.carried;
+                let frozen = if frame.payload.is_empty() { Frozen::default() } else { frame.json()? };
+                carried = frozen.carried;
+                landing.frozen(&frozen.detail);
                 if !carried {
                     pages(&mut reader, &mut writer, landing).await?;
                 }
@@ -142,12 +153,10 @@ where
                 tokio::task::block_in_place(|| take_memory(&store, &frame))?;
             }
             Kind::Image => {
-                close_image(&mut image).await?;
                 let name = frame.json::<Image>()?.name;
-                image = Some(create_image(&landing.images_dir(), &name).await?);
+                image = Some(create_image(&landing.images_dir(), &name)?);
             }
             Kind::Final => {
-                close_image(&mut image).await?;
                 tokio::task::block_in_place(|| files.end_round())?;
                 let fin: Final = frame.json()?;
                 let begun = Instant::now();
@@ -277,17 +286,10 @@ fn split_data(frame: &Frame) -> Result<(u64, &[u8]), WireError> {
     }
 }
 
-async fn create_image(dir: &Path, name: &str) -> Result<tokio::fs::File, ReceiveError> {
+fn create_image(dir: &Path, name: &str) -> Result<File, ReceiveError> {
     let plain = !name.is_empty() && !name.contains('/') && name != "." && name != "..";
     if !plain {
         return Err(ReceiveError::ImageName { name: name.to_owned() });
     }
-    tokio::fs::File::create(dir.join(name)).await.map_err(stored)
-}
-
-async fn close_image(image: &mut Option<tokio::fs::File>) -> Result<(), ReceiveError> {
-    match image.take() {
-        Some(mut file) => file.flush().await.map_err(stored),
-        None => Ok(()),
-    }
+    File::create(dir.join(name)).map_err(stored)
 }

@@ -30,6 +30,8 @@ pub const MAX_FILE_ROUNDS: u32 = 6;
 pub const SMALL_ROUND_BYTES: u64 = 8 << 20;
 /// Frames of memory that may wait between reading and sending; one is 1 MiB at most.
 const QUEUE_FRAMES: usize = 16;
+/// CRIU's image that lists files it has given a name during the dump.
+const REMAPPED_FILES: &str = "remap-fpath.img";
 /// The other side answers the offer within this time, in milliseconds.
 const OFFER_TIMEOUT_MS: u64 = 10_000;
 /// Progress is told at most this often, in milliseconds.
@@ -70,13 +72,6 @@ pub enum DumpMemory {
     Carried(Arc<Round>),
 }
 
-/// What CRIU wrote besides pages, and what the destination has to know.
-#[derive(Debug)]
-pub struct Dumped {
-    pub images_dir: PathBuf,
-    pub detail: serde_json::Value,
-}
-
 /// The container that moves. Paused on success, resumed on failure: [`Workload::thaw`] is called on every error after
 /// [`Workload::freeze`] was tried, and never after success.
 pub trait Workload: Send {
@@ -86,13 +81,16 @@ pub trait Workload: Send {
     fn progress(&mut self, phase: Phase, progress: Progress);
     /// The numbers of all processes, here.
     fn pids(&self) -> Result<Vec<i32>, PartError>;
-    /// The freeze comes next: whatever takes time and can be done before it.
-    fn before_freeze(&mut self, carried: bool) -> impl Future<Output = Result<(), PartError>> + Send;
+    /// The freeze comes next: whatever takes time and can be done before it. What the destination has to know of the
+    /// container; it does not change any more.
+    fn before_freeze(&mut self, carried: bool) -> impl Future<Output = Result<serde_json::Value, PartError>> + Send;
     /// Processes stand still, frames go to the destination. Returns what must be sent again whatever its ctime says:
     /// tree and path of files that are mapped shared and writable.
     fn freeze(&mut self) -> impl Future<Output = Result<Vec<(String, Vec<u8>)>, PartError>> + Send;
     /// Everything but memory into files.
-    fn dump(&mut self, memory: DumpMemory) -> impl Future<Output = Result<Dumped, PartError>> + Send;
+    ///
+    /// Returns the directory they are in.
+    fn dump(&mut self, memory: DumpMemory) -> impl Future<Output = Result<PathBuf, PartError>> + Send;
     /// As before the freeze.
     fn thaw(&mut self) -> impl Future<Output = ()> + Send;
 }
@@ -139,8 +137,9 @@ where
     let carried = source.memory.is_some();
     source.rounds(workload).await?;
     let ready = workload.before_freeze(carried).await;
-    ready.map_err(|source| SendError::Part { phase: Phase::Copy, doing: "getting ready to freeze", source })?;
-    match source.frozen_part(workload).await {
+    let detail =
+        ready.map_err(|source| SendError::Part { phase: Phase::Copy, doing: "getting ready to freeze", source })?;
+    match source.frozen_part(detail, workload).await {
         Ok(fin) => Ok(Sent { bytes: source.writer.sent_bytes, fin }),
         Err(error) => {
             workload.thaw().await;
@@ -210,7 +209,7 @@ where
             self.progress.rounds = round;
             let begun = Instant::now();
             if let Some(before) = files_before {
-                let sent = self.file_round(phase, &[], workload).await?.bytes_sent;
+                let sent = self.file_round(phase, &[], Some(workload)).await?.bytes_sent;
                 // Not shrinking any more: further rounds would only repeat this one.
                 let enough = sent < SMALL_ROUND_BYTES || sent > before / 2 || round == MAX_FILE_ROUNDS;
                 files_before = (!enough).then_some(sent);
@@ -251,7 +250,7 @@ where
         workload: &mut L,
     ) -> Result<RoundStats, SendError> {
         let (_, frames, work) = self.begin_memory(phase, target, workload)?;
-        self.memory_frames(phase, frames, workload).await?;
+        self.memory_frames(phase, frames, Some(workload)).await?;
         self.end_memory(phase, work).await
     }
 
@@ -282,11 +281,11 @@ where
         &mut self,
         phase: Phase,
         mut frames: mpsc::Receiver<Outgoing>,
-        workload: &mut L,
+        mut workload: Option<&mut L>,
     ) -> Result<(), SendError> {
         while let Some(Outgoing { kind, payload }) = frames.recv().await {
             self.writer.send(kind, &payload).await.map_err(wire(phase))?;
-            self.tell(phase, workload);
+            self.tell(phase, workload.as_deref_mut());
         }
         Ok(())
     }
@@ -301,15 +300,28 @@ where
         Ok(stats)
     }
 
-    fn tell<L: Workload>(&mut self, phase: Phase, workload: &mut L) {
+    fn tell<L: Workload>(&mut self, phase: Phase, workload: Option<&mut L>) {
         self.progress.bytes_sent = self.writer.sent_bytes;
-        if self.told.elapsed() >= Duration::from_millis(PROGRESS_EVERY_MS) {
+        if let Some(workload) = workload
+            && self.told.elapsed() >= Duration::from_millis(PROGRESS_EVERY_MS)
+        {
             self.told = Instant::now();
             workload.progress(phase, self.progress);
         }
     }
 
-    async fn frozen_part<L: Workload>(&mut self, workload: &mut L) -> Result<Final, SendError> {
+    /// From the freeze to the last word.
+    ///
+    /// ```text
+    ///   freeze ─┬─ which pages ─▶ CRIU dumps the rest ─────────────────────────────┬─▶ images ─▶ Final
+    ///           └──────────────── files that changed ─▶ RoundEnd ─▶ the last pages ┘
+    /// ```
+    /// The destination makes everything ready for its CRIU as soon as it has all files.
+    async fn frozen_part<L: Workload>(
+        &mut self,
+        detail: serde_json::Value,
+        workload: &mut L,
+    ) -> Result<Final, SendError> {
         let phase = Phase::Freeze;
         let part = |doing| move |source| SendError::Part { phase, doing, source };
         let file_bytes_before = self.writer.sent_bytes.saturating_sub(self.memory_bytes);
@@ -317,39 +329,30 @@ where
         let begun = Instant::now();
         let always = workload.freeze().await.map_err(part("freezing the container"))?;
         let freeze_ms = ms(begun);
-        match self.memory.is_some() {
-            true => self.writer.send_json(Kind::Frozen, &Frozen { carried: true }).await,
-            false => self.writer.send(Kind::Frozen, &[]).await,
-        }
-        .map_err(wire(phase))?;
-        self.writer.flush().await.map_err(wire(phase))?;
-
-        let dump_begun = Instant::now();
-        let (dumped, shared) = if self.memory.is_some() {
-            let (dumped, shared) = self.dump_and_last_pages(workload).await?;
-            (dumped, Some(shared))
-        } else {
-            let (dumped, bytes) = self.dump_with_pages(workload).await?;
-            self.memory_bytes = bytes;
-            (dumped, None)
-        };
-        let dump_ms = ms(dump_begun);
-        self.images(&dumped.images_dir).await?;
-
-        let files_begun = Instant::now();
-        let changed = self.file_round(phase, &always, workload).await?;
-        let files_ms = ms(files_begun);
         self.progress.rounds += 1;
+        let dump_begun = Instant::now();
+        let mut last = if self.memory.is_some() {
+            let frozen = Frozen { carried: true, detail: detail.clone() };
+            self.writer.send_json(Kind::Frozen, &frozen).await.map_err(wire(phase))?;
+            self.writer.flush().await.map_err(wire(phase))?;
+            self.carried_part(&always, workload).await?
+        } else {
+            self.writer.send(Kind::Frozen, &[]).await.map_err(wire(phase))?;
+            self.writer.flush().await.map_err(wire(phase))?;
+            self.streamed_part(&always, workload).await?
+        };
+        last.dump_ms = ms(dump_begun);
+        self.images(&last.images_dir)?.send(&mut self.writer).await.map_err(wire(phase))?;
         let fin = Final {
             freeze_ms,
-            dump_ms,
-            files_ms,
+            dump_ms: last.dump_ms,
+            files_ms: 0.0,
             elapsed_ms: ms(begun),
             memory_bytes: self.memory_bytes,
-            file_bytes: file_bytes_before + changed.bytes_sent,
+            file_bytes: file_bytes_before + last.file_bytes,
             rounds: self.progress.rounds,
-            detail: dumped.detail,
-            shared,
+            detail,
+            shared: last.shared,
         };
         self.writer.send_json(Kind::Final, &fin).await.map_err(wire(phase))?;
         self.writer.flush().await.map_err(wire(phase))?;
@@ -358,34 +361,60 @@ where
         Ok(fin)
     }
 
-    /// The last pages go over while CRIU dumps everything else.
-    async fn dump_and_last_pages<L: Workload>(
+    async fn carried_part<L: Workload>(
         &mut self,
+        always: &[(String, Vec<u8>)],
         workload: &mut L,
-    ) -> Result<(Dumped, Vec<SharedPlace>), SendError> {
+    ) -> Result<LastPart, SendError> {
         let phase = Phase::Freeze;
-        let (told, mut frames, work) = self.begin_memory(phase, Target::Frozen, workload)?;
+        let (told, frames, work) = self.begin_memory(phase, Target::Frozen, workload)?;
         let Ok(last) = told.await else {
             // It ended before it knew which pages: with an error.
             self.end_memory(phase, work).await?;
             return Err(SendError::Part { phase, doing: "copying memory", source: "nothing was told".into() });
         };
         let shared = shared_places(&last);
-        let writer = &mut self.writer;
-        let send = async {
-            while let Some(Outgoing { kind, payload }) = frames.recv().await {
-                writer.send(kind, &payload).await.map_err(wire(phase))?;
-            }
-            writer.flush().await.map_err(wire(phase))
-        };
         let dump = async {
             let dumped = workload.dump(DumpMemory::Carried(last)).await;
             dumped.map_err(|source| SendError::Part { phase, doing: "the dump by CRIU", source })
         };
-        let (dumped, ()) = tokio::try_join!(dump, send)?;
+        let round = self.progress.rounds;
+        let send = async {
+            let changed = self.file_round::<L>(phase, always, None).await?;
+            self.writer.send_json(Kind::RoundEnd, &RoundEnd { round }).await.map_err(wire(phase))?;
+            self.writer.flush().await.map_err(wire(phase))?;
+            self.memory_frames::<L>(phase, frames, None).await?;
+            self.writer.flush().await.map_err(wire(phase))?;
+            Ok::<_, SendError>(changed.bytes_sent)
+        };
+        let (images_dir, mut file_bytes) = tokio::try_join!(dump, send)?;
         self.end_memory(phase, work).await?;
-        Ok((dumped, shared))
+        // CRIU has given names to files that are open, deleted and still linked from elsewhere.
+        if images_dir.join(REMAPPED_FILES).exists() {
+            file_bytes += self.file_round::<L>(phase, &[], None).await?.bytes_sent;
+            self.writer.send_json(Kind::RoundEnd, &RoundEnd { round }).await.map_err(wire(phase))?;
+        }
+        Ok(LastPart { images_dir, file_bytes, dump_ms: 0.0, shared: Some(shared) })
     }
+
+    /// Memory goes through CRIU, files follow.
+    async fn streamed_part<L: Workload>(
+        &mut self,
+        always: &[(String, Vec<u8>)],
+        workload: &mut L,
+    ) -> Result<LastPart, SendError> {
+        let (images_dir, bytes) = self.dump_with_pages(workload).await?;
+        self.memory_bytes = bytes;
+        let changed = self.file_round(Phase::Freeze, always, Some(workload)).await?;
+        Ok(LastPart { images_dir, file_bytes: changed.bytes_sent, dump_ms: 0.0, shared: None })
+    }
+}
+
+struct LastPart {
+    images_dir: PathBuf,
+    file_bytes: u64,
+    dump_ms: f64,
+    shared: Option<Vec<SharedPlace>>,
 }
 
 type Reading = (Memory, Result<RoundStats, MemoryError>);

@@ -122,10 +122,13 @@ pub struct RoundEnd {
 }
 
 /// Everything stands still. In version 1 it has no payload.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Frozen {
     /// Memory travels in `Memory` frames; else CRIU's page stream follows.
     pub carried: bool,
+    /// As in [`Final`], early: with it and all files the destination can make everything ready.
+    #[serde(default)]
+    pub detail: serde_json::Value,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

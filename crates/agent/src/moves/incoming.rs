@@ -54,6 +54,8 @@ pub struct Incoming {
     pub generation: Generation,
     pub from: HostName,
     stage: tokio::sync::Mutex<Stage>,
+    /// Made in the background from the freeze on; whoever unmakes the rest waits for it.
+    site: tokio::sync::Mutex<Option<JoinHandle<Result<Site, ErrorBody>>>>,
 }
 
 enum Stage {
@@ -128,6 +130,7 @@ impl Incoming {
                     generation,
                     from,
                     stage: tokio::sync::Mutex::new(Stage::Ready(Box::new(ready))),
+                    site: tokio::sync::Mutex::default(),
                 };
                 locked(&host.incoming).insert(id, Arc::new(incoming));
                 Ok(())
@@ -222,6 +225,12 @@ impl Incoming {
     }
 
     async fn unmake(&self, host: &Arc<Host>) {
+        let site = self.site.lock().await.take();
+        if let Some(site) = site
+            && let Err(error) = site.await
+        {
+            tracing::error!(%error, "what was made for an arriving container may be half made");
+        }
         let volumes = volumes_dir(host, &self.spec.name);
         task::unmake(host, &self.spec.id, Some(volumes)).await;
         if let Err(error) = WorkDirs::of(host, &self.id).remove() {
@@ -313,6 +322,7 @@ async fn arrive(host: Arc<Host>, incoming: Arc<Incoming>, ready: Ready, arrival:
         image: ready.image,
         dirs: ready.dirs,
         page_server: None,
+        detail: None,
         restored: None,
     };
     let result = receive(arrival, writer, &mut arriving).await;
@@ -377,7 +387,16 @@ struct Arriving {
     image: Image,
     dirs: WorkDirs,
     page_server: Option<(Session, i32)>,
+    /// What the source said of the container when it was frozen.
+    detail: Option<Detail>,
     restored: Option<Restored>,
+}
+
+/// Everything that a restore needs on this host.
+struct Site {
+    launch: LaunchSpec,
+    keeper: Keeper,
+    events: mpsc::Receiver<Event>,
 }
 
 struct Restored {
@@ -405,7 +424,15 @@ impl Landing for Arriving {
         self.dirs.images.clone()
     }
 
-    fn frozen(&mut self) {}
+    fn frozen(&mut self, detail: &serde_json::Value) {
+        self.detail = serde_json::from_value(detail.clone()).ok();
+    }
+
+    fn files_complete(&mut self) {
+        if let Some(detail) = &self.detail {
+            self.begin_site(&detail.launch);
+        }
+    }
 
     async fn page_sink(&mut self) -> Result<UnixStream, PartError> {
         let criu = self.host.criu.clone().ok_or("this host has no usable CRIU")?;
@@ -442,15 +469,17 @@ impl Landing for Arriving {
     }
 
     async fn restore(&mut self, fin: &Final, memory: Option<Arc<PageStore>>) -> Result<(), PartError> {
-        let detail: Detail = serde_json::from_value(fin.detail.clone())?;
         let spec = self.incoming.spec.clone();
-        let dir = container_dir(&self.host, &spec.id);
         let mut laps = Laps::default();
-        let rootfs = task::mount_root(&dir, &self.image, spec.id_base).await?;
-        laps.lap("mount");
-        let launch = self.relocated(detail.launch.clone(), rootfs, &spec);
-        let (keeper, mut events) = task::start_keeper(&self.host, &dir, &launch).await?;
-        laps.lap("keeper");
+        let detail: Detail = serde_json::from_value(fin.detail.clone())?;
+        self.begin_site(&detail.launch);
+        let mut site = self.incoming.site.lock().await;
+        // Taken out only when it is there: whoever stops this here leaves it to be unmade.
+        let made = site.as_mut().ok_or("nothing was made ready")?.await;
+        *site = None;
+        drop(site);
+        let Site { launch, keeper, mut events } = made??;
+        laps.lap("made ready");
         let criu = self.host.criu.as_ref().ok_or("this host has no usable CRIU")?;
         let filler = match memory {
             Some(store) => Some(Arc::new(Filler::listen(&self.dirs.work, store)?)),
@@ -509,6 +538,32 @@ impl Landing for Arriving {
 }
 
 impl Arriving {
+    /// Begins to make everything ready that CRIU's restore needs, once.
+    fn begin_site(&self, launch: &LaunchSpec) {
+        // Only the task that receives gets here, and unmaking comes after it.
+        let Ok(mut site) = self.incoming.site.try_lock() else { return };
+        if site.is_some() {
+            return;
+        }
+        let spec = &self.incoming.spec;
+        let dir = container_dir(&self.host, &spec.id);
+        let launch = self.relocated(launch.clone(), dir.join("rootfs"), spec);
+        let (host, image, id_base) = (Arc::clone(&self.host), self.image.clone(), spec.id_base);
+        *site = Some(tokio::spawn(async move {
+            let mut laps = Laps::default();
+            task::mount_root(&dir, &image, id_base).await?;
+            laps.lap("mount");
+            let (keeper, events) = task::start_keeper(&host, &dir, &launch).await?;
+            laps.lap("keeper");
+            let criu = host.criu.as_ref().ok_or_else(|| ErrorBody::new("this host has no usable CRIU"))?;
+            let prepare = Request::PrepareRestore { criu: criu.path.clone() };
+            keeper.call(prepare, "prepare a restore").await.map_err(chain)?;
+            laps.lap("criu");
+            tracing::debug!(parts = %laps, "ready for the restore");
+            Ok(Site { launch, keeper, events })
+        }));
+    }
+
     /// The source's own specification with this host's places in it: both must agree on every mount.
     fn relocated(&self, launch: LaunchSpec, rootfs: PathBuf, spec: &ContainerSpec) -> LaunchSpec {
         let volumes = volumes_dir(&self.host, &spec.name);
@@ -544,6 +599,7 @@ pub async fn adopt(host: &Arc<Host>, record: Record) {
         generation: record.generation,
         from: host.config.name.clone(),
         stage: tokio::sync::Mutex::new(stage),
+        site: tokio::sync::Mutex::default(),
     });
     if lost {
         incoming.unmake(host).await;

@@ -12,12 +12,12 @@ use godwit_api::types::ErrorBody;
 use godwit_container::keeper::state::read_state;
 use godwit_container::{Cgroup, LaunchSpec};
 use godwit_memory::PageFilter;
-use godwit_migrate::source::{DumpMemory, Dumped, PartError, Workload};
+use godwit_migrate::source::{DumpMemory, PartError, Workload};
 use godwit_migrate::{SendError, send};
 use godwit_model::container::{ContainerSpec, ContainerState};
 use godwit_model::migration::{Phase, Progress};
 use godwit_model::{HostName, MoveId};
-use godwit_network::Mac;
+use godwit_network::{Mac, NetworkError};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -66,6 +66,7 @@ impl Outgoing {
             shared,
             dirs: None,
             begun: None,
+            unplugging: None,
         };
         let worker = tokio::spawn(run(leaving, Arc::clone(&connection)));
         Self { id, worker: Some(worker), connection }
@@ -188,6 +189,8 @@ struct Leaving {
     dirs: Option<WorkDirs>,
     /// A criu that waits for the freeze, and what it will leave out.
     begun: Option<(BegunDump, PageFilter)>,
+    /// The container's port is being taken from the bridge.
+    unplugging: Option<JoinHandle<Result<(), NetworkError>>>,
 }
 
 impl Leaving {
@@ -231,15 +234,25 @@ impl Workload for Leaving {
         Ok(self.cgroup.pids()?.into_iter().map(u32::cast_signed).collect())
     }
 
-    async fn before_freeze(&mut self, carried: bool) -> Result<(), PartError> {
-        if !carried {
-            return Ok(());
+    async fn before_freeze(&mut self, carried: bool) -> Result<serde_json::Value, PartError> {
+        let launch = LaunchSpec::load(&self.shared.dir)?;
+        let state = read_state(&self.shared.dir)?.ok_or("the keeper has left no state")?;
+        let status = locked(&self.shared.status).clone();
+        let detail = Detail {
+            launch,
+            stdout_pipe: state.stdout_pipe,
+            stderr_pipe: state.stderr_pipe,
+            restarts: status.restarts,
+            started_at_ms: status.started_at_ms,
+            image_digest: status.image_digest,
+        };
+        if carried {
+            let dirs = self.dirs.as_ref().ok_or("the move has no working directory")?;
+            let filter = PageFilter::install(&dirs.work)?;
+            let (begun, filter) = self.begin_dump(None, Some(filter)).await?;
+            self.begun = filter.map(|filter| (begun, filter));
         }
-        let dirs = self.dirs.as_ref().ok_or("the move has no working directory")?;
-        let filter = PageFilter::install(&dirs.work)?;
-        let (begun, filter) = self.begin_dump(None, Some(filter)).await?;
-        self.begun = filter.map(|filter| (begun, filter));
-        Ok(())
+        Ok(serde_json::to_value(detail)?)
     }
 
     async fn freeze(&mut self) -> Result<Vec<(String, Vec<u8>)>, PartError> {
@@ -253,11 +266,12 @@ impl Workload for Leaving {
         let network = self.host.network.lock().await;
         locked(&self.host.redirects).insert(mac, (vni, self.plan.to_tunnel));
         network.divert(mac, vni, self.plan.to_tunnel).await?;
-        laps.lap("divert");
-        network.unplug(self.spec.id.as_str()).await?;
-        laps.lap("unplug");
-        tracing::debug!(parts = %laps, "frozen");
         drop(network);
+        laps.lap("divert");
+        // Nothing arrives here any more, so the dump need not wait for this; whoever gives the container away does.
+        let (host, id) = (Arc::clone(&self.host), self.spec.id.clone());
+        self.unplugging = Some(tokio::spawn(async move { host.network.lock().await.unplug(id.as_str()).await }));
+        tracing::debug!(parts = %laps, "frozen");
         self.host.voice.say(FromAgent::MoveFrozen { id: self.plan.id.clone() });
         let mut trees = vec![TreeMount { target: "/".into(), tree: ROOT_TREE.to_owned() }];
         trees.extend(
@@ -269,7 +283,7 @@ impl Workload for Leaving {
         Ok(shared_writable(&self.cgroup.pids()?, &trees))
     }
 
-    async fn dump(&mut self, memory: DumpMemory) -> Result<Dumped, PartError> {
+    async fn dump(&mut self, memory: DumpMemory) -> Result<PathBuf, PartError> {
         let begun = match memory {
             DumpMemory::Carried(last) => {
                 let (begun, filter) = self.begun.take().ok_or("criu has not been started")?;
@@ -282,23 +296,19 @@ impl Workload for Leaving {
                 self.begin_dump(Some(pages.into()), None).await?.0
             }
         };
-        let launch = LaunchSpec::load(&self.shared.dir)?;
-        let state = read_state(&self.shared.dir)?.ok_or("the keeper has left no state")?;
-        let status = locked(&self.shared.status).clone();
-        let detail = Detail {
-            launch,
-            stdout_pipe: state.stdout_pipe,
-            stderr_pipe: state.stderr_pipe,
-            restarts: status.restarts,
-            started_at_ms: status.started_at_ms,
-            image_digest: status.image_digest,
-        };
         tokio::task::spawn_blocking(move || begun.finish()).await??;
-        let dirs = self.dirs.clone().ok_or("the move has no working directory")?;
-        Ok(Dumped { images_dir: dirs.images, detail: serde_json::to_value(detail)? })
+        if let Some(unplugging) = self.unplugging.take() {
+            unplugging.await??;
+        }
+        Ok(self.dirs.clone().ok_or("the move has no working directory")?.images)
     }
 
     async fn thaw(&mut self) {
+        if let Some(unplugging) = self.unplugging.take()
+            && let Err(error) = unplugging.await
+        {
+            tracing::error!(%error, "the container's port was not unplugged");
+        }
         match thaw(&self.host, &self.spec, &self.cgroup).await {
             Ok(()) => self.show(ContainerState::Running),
             Err(error) => tracing::error!(container = %self.spec.name, error = error.one_line(), "could not be thawed"),

@@ -37,6 +37,11 @@ pub enum Request {
     Create,
     /// Lets the created container's program run.
     Start,
+    /// A container will arrive: starts its criu, so that [`Request::Restore`] begins at once.
+    PrepareRestore {
+        /// The criu program.
+        criu: PathBuf,
+    },
     /// Receives a container that was frozen and dumped on another host, instead of `Create` and
     /// `Start`. Answered at once; [`Event::RestoreNetwork`], [`Event::Restored`] and
     /// [`Event::Resumed`] (or [`Event::RestoreFailed`]) follow.

@@ -3,9 +3,10 @@
 //! the network namespace is there, and when everything is restored and nothing runs.
 
 use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 
 use godwit_criu::{
-    CgroupRoot, Criu, Directories, Ends, ExternalMount, Message, PassedFd, RestoreOptions, Session, StdioPipe,
+    CgroupRoot, Criu, Directories, Ends, ExternalMount, Message, PassedFd, RestoreOptions, Session, StdioPipe, Version,
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -27,6 +28,8 @@ pub struct Restoring {
     session: Session,
     output: Option<OutputPipes>,
     cgroup: Cgroup,
+    /// It has been told what to restore.
+    requested: bool,
     /// CRIU stands at a point where the agent has to speak.
     waiting: bool,
 }
@@ -47,24 +50,30 @@ impl Restoring {
 }
 
 impl Keeper {
-    pub(super) fn restore(&mut self, from: &RestoreSpec) -> Result<Reply, String> {
+    /// Starts criu and everything it needs, ahead of time.
+    pub(super) fn prepare_restore(&mut self, criu: &Path) -> Result<Reply, String> {
         if self.state.phase != Phase::New {
             return Err(format!("the container is {:?} already", self.state.phase));
         }
-        let restoring = self.start_criu(from)?;
-        self.restoring = Some(restoring);
-        self.state.phase = Phase::Restoring;
-        self.save_state();
-        Ok(Reply::Done)
-    }
-
-    fn start_criu(&self, from: &RestoreSpec) -> Result<Restoring, String> {
         mounts::prepare_sources(&self.dir, self.spec.id_base).map_err(|e| chain(&e))?;
         let cgroup =
             Cgroup::create(&self.spec.cgroup_parent, &self.spec.id, &self.spec.resources).map_err(|e| chain(&e))?;
         let (output, [stdout, stderr]) = output_pipes(&self.spec).map_err(|e| chain(&e))?;
         let passed = [(STDOUT_FD, stdout), (STDERR_FD, stderr)].map(|(number, fd)| PassedFd { number, fd });
-        let criu = Criu::at(&from.criu).map_err(|e| chain(&e))?;
+        let criu = Criu { path: criu.to_owned(), version: Version::MINIMUM };
+        let session = Session::start(&criu, passed.into(), Ends::Killed).map_err(|e| chain(&e))?;
+        self.restoring = Some(Restoring { session, output: Some(output), cgroup, requested: false, waiting: false });
+        self.state.phase = Phase::Restoring;
+        self.save_state();
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn restore(&mut self, from: &RestoreSpec) -> Result<Reply, String> {
+        if self.state.phase == Phase::New {
+            self.prepare_restore(&from.criu)?;
+        }
+        let restoring = self.restoring.as_mut().filter(|r| !r.requested);
+        let restoring = restoring.ok_or_else(|| format!("the container is {:?} already", self.state.phase))?;
         let pipe = |inode: Option<u64>, fd| inode.map(|inode| StdioPipe { inode, fd });
         let options = RestoreOptions {
             directories: Directories { images: from.images_dir.clone(), work: from.work_dir.clone() },
@@ -77,12 +86,12 @@ impl Keeper {
                 .into_iter()
                 .flatten()
                 .collect(),
-            cgroups: cgroup_roots(&cgroup),
+            cgroups: cgroup_roots(&restoring.cgroup),
             lazy_pages: from.lazy_pages,
         };
-        let mut session = Session::start(&criu, passed.into(), Ends::Killed).map_err(|e| chain(&e))?;
-        session.request_restore(&options).map_err(|e| chain(&e))?;
-        Ok(Restoring { session, output: Some(output), cgroup, waiting: false })
+        restoring.session.request_restore(&options).map_err(|e| chain(&e))?;
+        restoring.requested = true;
+        Ok(Reply::Done)
     }
 
     /// The agent's word at a point where CRIU stands.

@@ -237,6 +237,7 @@ impl Keeper {
         let reply = match request {
             Request::Create => self.create()?,
             Request::Start => self.start()?,
+            Request::PrepareRestore { criu } => self.prepare_restore(&criu)?,
             Request::Restore(spec) => self.restore(&spec)?,
             Request::RestoreProceed { go_on } => self.restore_proceed(go_on)?,
             Request::Signal { signal } => {

@@ -1,14 +1,14 @@
 //! CRIU's part of the frozen time: its page stream, where memory does not travel past it, and its images.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use godwit_model::migration::Phase;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::files::data_payload;
-use super::{DumpMemory, Dumped, SendError, Source, Workload, wire};
-use crate::wire::{Image, Kind, WireError};
+use super::{DumpMemory, SendError, Source, Workload, wire};
+use crate::wire::{FrameWriter, Image, Kind, WireError};
 
 /// Pages are passed on in pieces of this size, in bytes.
 const PAGE_PIECE_BYTES: usize = 1 << 20;
@@ -19,7 +19,7 @@ where
     W: AsyncWrite + Unpin + Send,
 {
     /// Runs the dump and passes its page stream on, both ways, while it runs.
-    pub(super) async fn dump_with_pages<L: Workload>(&mut self, workload: &mut L) -> Result<(Dumped, u64), SendError> {
+    pub(super) async fn dump_with_pages<L: Workload>(&mut self, workload: &mut L) -> Result<(PathBuf, u64), SendError> {
         let phase = Phase::Freeze;
         let pipe = |e: std::io::Error| SendError::Part { phase, doing: "passing pages on", source: e.into() };
         let (ours, theirs) = UnixStream::pair().map_err(pipe)?;
@@ -62,26 +62,39 @@ where
         }
     }
 
-    /// Sends everything that CRIU wrote to its directory.
-    pub(super) async fn images(&mut self, dir: &Path) -> Result<(), SendError> {
-        let phase = Phase::Freeze;
-        let read = |e: std::io::Error| SendError::Part { phase, doing: "reading CRIU's images", source: e.into() };
-        let mut list: Vec<_> = std::fs::read_dir(dir).map_err(read)?.collect::<Result<_, _>>().map_err(read)?;
-        list.sort_by_key(std::fs::DirEntry::file_name);
-        for item in list {
-            let name = item.file_name().to_string_lossy().into_owned();
-            let mut file = tokio::fs::File::open(item.path()).await.map_err(read)?;
-            let bytes = file.metadata().await.map_err(read)?.len();
-            self.writer.send_json(Kind::Image, &Image { name, bytes }).await.map_err(wire(phase))?;
-            let mut left = bytes;
-            let mut piece = vec![0; PAGE_PIECE_BYTES.min(bytes.max(1) as usize)];
-            while left > 0 {
-                let n = file.read(&mut piece).await.map_err(read)?;
-                if n == 0 {
-                    return Err(read(std::io::ErrorKind::UnexpectedEof.into()));
-                }
-                self.writer.send(Kind::Data, &data_payload(bytes - left, &piece[..n])).await.map_err(wire(phase))?;
-                left = left.saturating_sub(n as u64);
+    /// Everything that CRIU wrote to its directory.
+    pub(super) fn images(&self, dir: &Path) -> Result<Images, SendError> {
+        let read = |e: std::io::Error| SendError::Part {
+            phase: Phase::Freeze,
+            doing: "reading CRIU's images",
+            source: e.into(),
+        };
+        // A few hundred kilobytes on a tmpfs: reading them takes less than handing them to another thread.
+        tokio::task::block_in_place(|| Images::read(dir)).map_err(read)
+    }
+}
+
+/// CRIU's images, read.
+pub(super) struct Images {
+    files: Vec<(String, Vec<u8>)>,
+}
+
+impl Images {
+    fn read(dir: &Path) -> std::io::Result<Self> {
+        let mut files = Vec::new();
+        for item in std::fs::read_dir(dir)? {
+            let item = item?;
+            files.push((item.file_name().to_string_lossy().into_owned(), std::fs::read(item.path())?));
+        }
+        files.sort();
+        Ok(Self { files })
+    }
+
+    pub(super) async fn send<W: AsyncWrite + Unpin>(self, writer: &mut FrameWriter<W>) -> Result<(), WireError> {
+        for (name, content) in self.files {
+            writer.send_json(Kind::Image, &Image { name, bytes: content.len() as u64 }).await?;
+            for (n, piece) in content.chunks(PAGE_PIECE_BYTES).enumerate() {
+                writer.send(Kind::Data, &data_payload((n * PAGE_PIECE_BYTES) as u64, piece)).await?;
             }
         }
         Ok(())

@@ -23,7 +23,7 @@ where
         &mut self,
         phase: Phase,
         always: &[(String, Vec<u8>)],
-        workload: &mut L,
+        mut workload: Option<&mut L>,
     ) -> Result<ScanStats, SendError> {
         let mut total = ScanStats::default();
         for mut scanner in std::mem::take(&mut self.scanners) {
@@ -40,7 +40,7 @@ where
                     broken = Some(e);
                     break;
                 }
-                self.tell(phase, workload);
+                self.tell(phase, workload.as_deref_mut());
             }
             drop(pieces);
             // A panic of the scan is a bug of ours; it ends the move like any other error.
