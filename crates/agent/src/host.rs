@@ -46,6 +46,7 @@ pub struct Host {
     pub desired: watch::Sender<Option<Arc<Desired>>>,
     pub applied_revision: Mutex<u64>,
     pub changed: Notify,
+    pub expedite: Arc<crate::expedite::Expedite>,
 }
 
 /// Locks that no panic can leave half-changed.

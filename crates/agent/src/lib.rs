@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+mod expedite;
 mod facts;
 mod host;
 mod join;

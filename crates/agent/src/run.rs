@@ -14,6 +14,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
 use crate::config::AgentConfig;
+use crate::expedite::Expedite;
 use crate::host::{Host, supervise};
 use crate::join::JoinError;
 use crate::ledger::Ledger;
@@ -92,9 +93,13 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
         controller_address: Mutex::new(None),
         desired: watch::Sender::new(None),
         applied_revision: Mutex::new(0),
+        expedite: Arc::new(Expedite::new(&config.state_dir)),
         changed: Notify::new(),
         config,
     });
+    if let Some(criu) = host.criu.clone() {
+        tokio::task::spawn_blocking(move || criu.look_at_kernel());
+    }
     // What lived before this agent did, before anything is decided about it.
     task::adopt_all(&host, last.as_deref()).await;
     let arriving: Vec<_> = crate::host::locked(&host.incoming).keys().cloned().collect();

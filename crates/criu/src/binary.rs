@@ -73,6 +73,13 @@ pub struct Criu {
 }
 
 impl Criu {
+    /// Lets criu find out what the kernel can do and keep it in `/run/criu.kdat`, so that the first move does not wait for
+    /// that. Takes some tens of milliseconds; blocks. Nothing depends on its success.
+    pub fn look_at_kernel(&self) {
+        let quiet = || std::process::Stdio::null();
+        let _ = Command::new(&self.path).arg("check").stdin(quiet()).stdout(quiet()).stderr(quiet()).status();
+    }
+
     /// The CRIU named by `$GODWIT_CRIU`, else the private prefix's, else the first in `PATH`.
     pub fn find() -> Result<Self, FindError> {
         if let Some(path) = std::env::var_os(CRIU_VARIABLE) {

@@ -34,6 +34,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::dump::WorkDirs;
 use super::{Detail, ROOT_TREE, volume_tree};
+use crate::expedite::Expedited;
 use crate::host::{Host, locked};
 use crate::keeper::Keeper;
 use crate::laps::Laps;
@@ -82,6 +83,8 @@ struct Held {
     record: Record,
     started_at_ms: Option<u64>,
     filler: Option<Arc<Filler>>,
+    /// Until it runs.
+    _expedited: Option<Expedited>,
     since: Instant,
 }
 
@@ -323,6 +326,7 @@ async fn arrive(host: Arc<Host>, incoming: Arc<Incoming>, ready: Ready, arrival:
         dirs: ready.dirs,
         page_server: None,
         detail: None,
+        expedited: None,
         restored: None,
     };
     let result = receive(arrival, writer, &mut arriving).await;
@@ -336,6 +340,7 @@ async fn arrive(host: Arc<Host>, incoming: Arc<Incoming>, ready: Ready, arrival:
                 record,
                 started_at_ms,
                 filler,
+                _expedited: arriving.expedited.take(),
                 since: Instant::now(),
             };
             *incoming.stage.lock().await = Stage::Held(Box::new(held));
@@ -389,6 +394,7 @@ struct Arriving {
     page_server: Option<(Session, i32)>,
     /// What the source said of the container when it was frozen.
     detail: Option<Detail>,
+    expedited: Option<Expedited>,
     restored: Option<Restored>,
 }
 
@@ -425,6 +431,7 @@ impl Landing for Arriving {
     }
 
     fn frozen(&mut self, detail: &serde_json::Value) {
+        self.expedited = Some(self.host.expedite.begin());
         self.detail = serde_json::from_value(detail.clone()).ok();
     }
 
@@ -620,5 +627,14 @@ async fn adopt_held(host: &Host, dir: &Path, record: Record) -> Option<Held> {
     let cgroup = godwit_container::Cgroup::open(&launch.cgroup_path()).ok()?;
     let live = Live { keeper, events, cgroup, pid: state.pid? };
     let dirs = record.incoming.as_ref().map(|id| WorkDirs::of(host, id));
-    Some(Held { live, parking: None, dirs, record, started_at_ms: None, filler: None, since: Instant::now() })
+    Some(Held {
+        live,
+        parking: None,
+        dirs,
+        record,
+        started_at_ms: None,
+        filler: None,
+        _expedited: None,
+        since: Instant::now(),
+    })
 }

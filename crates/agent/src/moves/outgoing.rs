@@ -25,6 +25,7 @@ use tokio_rustls::TlsConnector;
 
 use super::dump::{BegunDump, Dump, WorkDirs};
 use super::{Detail, ROOT_TREE, volume_tree};
+use crate::expedite::Expedited;
 use crate::host::{Host, locked};
 use crate::laps::Laps;
 use crate::sharedfiles::{TreeMount, shared_writable};
@@ -50,12 +51,15 @@ pub struct Outgoing {
     worker: Option<JoinHandle<Result<(), ()>>>,
     /// Cutting the connection is how a sender is stopped: it then undoes what it did, as for any broken wire.
     connection: Arc<std::sync::Mutex<Option<OwnedFd>>>,
+    /// From the freeze to the verdict.
+    _expedited: Arc<std::sync::Mutex<Option<Expedited>>>,
 }
 
 impl Outgoing {
     /// Begins to send in the background.
     pub fn start(host: &Arc<Host>, plan: Plan, spec: &ContainerSpec, live: &Live, shared: Arc<Shared>) -> Self {
         let connection = Arc::new(std::sync::Mutex::new(None));
+        let expedited = Arc::default();
         let id = plan.id.clone();
         let leaving = Leaving {
             host: Arc::clone(host),
@@ -67,14 +71,15 @@ impl Outgoing {
             dirs: None,
             begun: None,
             unplugging: None,
+            expedited: Arc::clone(&expedited),
         };
         let worker = tokio::spawn(run(leaving, Arc::clone(&connection)));
-        Self { id, worker: Some(worker), connection }
+        Self { id, worker: Some(worker), connection, _expedited: expedited }
     }
 
     /// A move whose sender died with an earlier agent; only the store's verdict is missing.
     pub fn orphan(id: MoveId) -> Self {
-        Self { id, worker: None, connection: Arc::default() }
+        Self { id, worker: None, connection: Arc::default(), _expedited: Arc::default() }
     }
 
     /// The end of the sending part: given away, or failed and running on. Never, once it has been told.
@@ -191,6 +196,7 @@ struct Leaving {
     begun: Option<(BegunDump, PageFilter)>,
     /// The container's port is being taken from the bridge.
     unplugging: Option<JoinHandle<Result<(), NetworkError>>>,
+    expedited: Arc<std::sync::Mutex<Option<Expedited>>>,
 }
 
 impl Leaving {
@@ -258,6 +264,7 @@ impl Workload for Leaving {
     async fn freeze(&mut self) -> Result<Vec<(String, Vec<u8>)>, PartError> {
         let (cgroup, mac, vni) = (self.cgroup.clone(), Mac(self.spec.network.mac.0), self.spec.network.vni);
         let mut laps = Laps::default();
+        *locked(&self.expedited) = Some(self.host.expedite.begin());
         // Files that were written before the freeze shall not be on their way to the disk in the middle of it.
         tokio::task::spawn_blocking(move || cgroup.freeze()).await??;
         self.show(ContainerState::Frozen);
@@ -304,6 +311,7 @@ impl Workload for Leaving {
     }
 
     async fn thaw(&mut self) {
+        locked(&self.expedited).take();
         if let Some(unplugging) = self.unplugging.take()
             && let Err(error) = unplugging.await
         {
