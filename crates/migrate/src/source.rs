@@ -128,6 +128,7 @@ where
     };
     let version = source.handshake(move_id, container).await?;
     if version >= MEMORY_VERSION {
+        source.scanners.iter_mut().for_each(Scanner::send_patches);
         // Where the kernel cannot tell written pages, memory goes through CRIU while everything stands still.
         match Memory::new() {
             Ok(memory) => source.memory = Some(memory),

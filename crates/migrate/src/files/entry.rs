@@ -28,6 +28,10 @@ pub enum EntryKind {
     File {
         size: u64,
     },
+    /// A file that was sent before, under this name: `Data` frames bring what changed in it. From version 2 on.
+    Patch {
+        size: u64,
+    },
     Symlink {
         #[serde(with = "path_text")]
         target: Vec<u8>,

@@ -6,6 +6,7 @@
 //! and writable are always sent in the last round; a file whose ctime is younger than [`CTIME_GRAIN_MS`] at the look is
 //! looked at again; a file that changes while it is read is sent again in the next round.
 
+mod blocks;
 mod entry;
 mod scan;
 mod write;

@@ -4,21 +4,19 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::File;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{SeekFrom, seek};
 use thiserror::Error;
 
+use super::blocks::Blocks;
 use super::entry::{Entry, EntryKind};
 
 /// Two writes within one grain of the file system's clock may bear the same ctime, in milliseconds.
 pub const CTIME_GRAIN_MS: u64 = 20;
 /// The most entries of one tree.
 pub const MAX_ENTRIES: usize = 10_000_000;
-/// Data is read and sent in pieces of this size, in bytes.
-const CHUNK_BYTES: usize = 1 << 20;
 const MAX_XATTR_BYTES: usize = 64 << 10;
 
 #[derive(Debug, Error)]
@@ -62,11 +60,20 @@ pub struct Scanner {
     root: PathBuf,
     /// Everything the destination has, by path.
     sent: BTreeMap<Vec<u8>, Stamp>,
+    /// What it has of regular files.
+    blocks: HashMap<Vec<u8>, Blocks>,
+    /// The destination can change a file that it has.
+    patches: bool,
 }
 
 impl Scanner {
     pub fn new(tree: impl Into<String>, root: impl Into<PathBuf>) -> Self {
-        Self { tree: tree.into(), root: root.into(), sent: BTreeMap::new() }
+        Self { tree: tree.into(), root: root.into(), sent: BTreeMap::new(), blocks: HashMap::new(), patches: false }
+    }
+
+    /// From now on a changed file costs what changed in it: for destinations that know [`EntryKind::Patch`].
+    pub fn send_patches(&mut self) {
+        self.patches = true;
     }
 
     pub fn tree(&self) -> &str {
@@ -100,8 +107,9 @@ impl Scanner {
             let changed = self.sent.get(&path) != Some(&stamp) || stamp.ctime_ns < 0 || always.contains(&path);
             let stale_link = first_name.is_some() && resent.contains(&meta.ino());
             if changed || stale_link {
-                self.send(&path, &full, &meta, first_name.as_deref(), sink, &mut stats)?;
-                resent.insert(meta.ino());
+                if self.send(&path, &full, &meta, first_name.as_deref(), sink, &mut stats)? {
+                    resent.insert(meta.ino());
+                }
             }
             if file && meta.nlink() > 1 && first_name.is_none() {
                 links.insert(meta.ino(), path.clone());
@@ -122,6 +130,7 @@ impl Scanner {
         let gone: Vec<Vec<u8>> = self.sent.keys().rev().filter(|p| !seen.contains_key(*p)).cloned().collect();
         for path in gone {
             stats.removed += 1;
+            self.blocks.remove(&path);
             if !sink.remove(&self.tree, path) {
                 return Err(ScanError::Stopped);
             }
@@ -146,32 +155,35 @@ impl Scanner {
         Ok(names)
     }
 
+    /// Whether the destination makes it anew.
     fn send(
-        &self,
+        &mut self,
         path: &[u8],
         full: &Path,
         meta: &std::fs::Metadata,
         first_name: Option<&[u8]>,
         sink: &mut dyn Sink,
         stats: &mut ScanStats,
-    ) -> Result<(), ScanError> {
+    ) -> Result<bool, ScanError> {
         let kind = meta.file_type();
         let entry_kind = if kind.is_dir() {
             EntryKind::Directory
         } else if kind.is_symlink() {
-            let Some(target) = present(full, std::fs::read_link(full))? else { return Ok(()) };
+            let Some(target) = present(full, std::fs::read_link(full))? else { return Ok(true) };
             EntryKind::Symlink { target: target.as_os_str().as_bytes().to_vec() }
         } else if let Some(to) = first_name {
             EntryKind::HardLink { to: to.to_vec() }
+        } else if kind.is_file() && self.patches && self.has_version_of(path, meta.ino()) {
+            EntryKind::Patch { size: meta.size() }
         } else if kind.is_file() {
             EntryKind::File { size: meta.size() }
         } else {
             EntryKind::Node { device: meta.rdev() }
         };
         let file = match entry_kind {
-            EntryKind::File { .. } => match present(full, File::open(full))? {
+            EntryKind::File { .. } | EntryKind::Patch { .. } => match present(full, File::open(full))? {
                 Some(file) => Some(file),
-                None => return Ok(()),
+                None => return Ok(true),
             },
             _ => None,
         };
@@ -185,45 +197,30 @@ impl Scanner {
             modified_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
             xattrs: xattrs(full)?,
         };
+        let anew = !matches!(entry.kind, EntryKind::Patch { .. });
         stats.entries_sent += 1;
         if !sink.entry(entry) {
             return Err(ScanError::Stopped);
         }
-        match file {
-            Some(file) => send_data(&file, full, meta.size(), sink, stats),
-            None => Ok(()),
-        }
-    }
-}
-
-/// Sends what has data, up to `size` bytes: a file that grows meanwhile is sent again in the next round.
-fn send_data(file: &File, path: &Path, size: u64, sink: &mut dyn Sink, stats: &mut ScanStats) -> Result<(), ScanError> {
-    let read = |source| ScanError::Read { path: path.to_owned(), source };
-    let mut at = 0;
-    while at < size {
-        let start = match seek(file, SeekFrom::Data(at)) {
-            Ok(start) => start,
-            Err(rustix::io::Errno::NXIO) => break,
-            Err(e) => return Err(read(e.into())),
-        };
-        let end = seek(file, SeekFrom::Hole(start)).map_err(|e| read(e.into()))?.min(size);
-        let mut offset = start;
-        while offset < end {
-            let mut piece = vec![0; CHUNK_BYTES.min((end - offset) as usize)];
-            let n = file.read_at(&mut piece, offset).map_err(read)?;
-            if n == 0 {
-                return Ok(());
-            }
-            piece.truncate(n);
-            stats.bytes_sent += n as u64;
-            if !sink.data(offset, piece) {
+        if let Some(file) = file {
+            let mut blocks = self.blocks.remove(path).filter(|_| !anew).unwrap_or_default();
+            let sent = blocks.send(&file, meta.size(), &mut |offset, bytes| sink.data(offset, bytes));
+            let (open, bytes) = sent.map_err(|source| ScanError::Read { path: full.to_owned(), source })?;
+            stats.bytes_sent += bytes;
+            if !open {
                 return Err(ScanError::Stopped);
             }
-            offset += n as u64;
+            if self.patches {
+                self.blocks.insert(path.to_vec(), blocks);
+            }
         }
-        at = end.max(start + 1);
+        Ok(anew)
     }
-    Ok(())
+
+    /// Whether the destination has an older version of this very file under this name.
+    fn has_version_of(&self, path: &[u8], inode: u64) -> bool {
+        self.sent.get(path).is_some_and(|stamp| stamp.inode == inode) && self.blocks.contains_key(path)
+    }
 }
 
 /// Overlay's own notes that are about the source host's lower layers and would be wrong elsewhere.

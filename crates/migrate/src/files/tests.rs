@@ -32,9 +32,13 @@ struct Pair {
 }
 
 impl Pair {
-    fn new() -> Self {
+    /// To a destination that takes patches, or to one that does not.
+    fn new(patches: bool) -> Self {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let scanner = Scanner::new("root", from.path());
+        let mut scanner = Scanner::new("root", from.path());
+        if patches {
+            scanner.send_patches();
+        }
         let writer = Writer::open(&[("root".into(), to.path().into())]).unwrap();
         Self { from, to, scanner, writer }
     }
@@ -75,7 +79,12 @@ fn settle() {
 
 #[test]
 fn every_kind_of_file_arrives_and_the_next_round_sends_only_changes() {
-    let mut pair = Pair::new();
+    every_kind_of_file(false);
+    every_kind_of_file(true);
+}
+
+fn every_kind_of_file(patches: bool) {
+    let mut pair = Pair::new(patches);
     let at = |p: &str| pair.from.path().join(p);
     std::fs::create_dir_all(at("a/b")).unwrap();
     std::fs::write(at("a/file"), "content").unwrap();
@@ -117,8 +126,35 @@ fn every_kind_of_file_arrives_and_the_next_round_sends_only_changes() {
 }
 
 #[test]
+fn a_changed_byte_of_a_big_file_costs_a_block() {
+    let mut pair = Pair::new(true);
+    let (name, link) = (pair.from.path().join("big"), pair.from.path().join("link"));
+    std::fs::write(&name, vec![7; 8 << 20]).unwrap();
+    std::fs::hard_link(&name, &link).unwrap();
+    settle();
+    assert_eq!(pair.round().bytes_sent, 8 << 20);
+    let file = std::fs::File::options().write(true).open(&link).unwrap();
+    for (at, bytes) in [(0u64, 4096), (5 << 20, 4096), ((9 << 20) - 1, 4096)] {
+        file.write_all_at(b"x", at).unwrap();
+        settle();
+        assert_eq!(pair.round().bytes_sent, bytes);
+        pair.assert_same();
+    }
+    file.set_len(3 << 20).unwrap();
+    settle();
+    assert_eq!(pair.round().bytes_sent, 0);
+    pair.assert_same();
+    // Another file of the same name is no change of the old one.
+    std::fs::rename(&name, pair.from.path().join("moved")).unwrap();
+    std::fs::write(&name, "new").unwrap();
+    settle();
+    pair.round();
+    pair.assert_same();
+}
+
+#[test]
 fn a_write_within_the_clocks_grain_is_not_missed() {
-    let mut pair = Pair::new();
+    let mut pair = Pair::new(true);
     let file = pair.from.path().join("f");
     for i in 0..50u8 {
         std::fs::write(&file, [i; 8]).unwrap();
@@ -131,7 +167,7 @@ fn a_write_within_the_clocks_grain_is_not_missed() {
 
 #[test]
 fn nothing_is_written_outside_of_the_tree() {
-    let mut pair = Pair::new();
+    let mut pair = Pair::new(false);
     let outside = tempfile::tempdir().unwrap();
     std::os::unix::fs::symlink(outside.path(), pair.to.path().join("door")).unwrap();
     let entry = |path: &str, kind| Entry {

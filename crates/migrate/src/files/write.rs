@@ -37,7 +37,7 @@ pub struct Writer {
     trees: BTreeMap<String, OwnedFd>,
     current: Option<Current>,
     /// Directories get their times last, because making what is in them changes them.
-    directory_times: Vec<(String, Vec<u8>, i64)>,
+    directory_times: BTreeMap<(String, Vec<u8>), i64>,
     pub written_bytes: u64,
 }
 
@@ -59,7 +59,7 @@ impl Writer {
             })?;
             open.insert(name.clone(), fd);
         }
-        Ok(Self { trees: open, current: None, directory_times: Vec::new(), written_bytes: 0 })
+        Ok(Self { trees: open, current: None, directory_times: BTreeMap::new(), written_bytes: 0 })
     }
 
     /// Begins an entry; the one before is complete with this.
@@ -69,10 +69,15 @@ impl Writer {
         let wrap = |e: Errno| failed(&entry, e.into());
         if entry.path.is_empty() {
             set_attributes_fd(tree, &entry).map_err(|e| failed(&entry, e))?;
-            self.directory_times.push((entry.tree.clone(), Vec::new(), entry.modified_ns));
+            self.directory_times.insert((entry.tree.clone(), Vec::new()), entry.modified_ns);
             return Ok(());
         }
         let (dir, name) = parent(tree, &entry.path).map_err(|e| e.unwrap_or_else(|e| failed(&entry, e)))?;
+        // What is made in it changes its time, which the source's directory may have kept.
+        let holder = entry.path.iter().rposition(|b| *b == b'/').map_or(&[][..], |at| &entry.path[..at]).to_vec();
+        let before = rustix::fs::fstat(&dir).map_err(wrap)?;
+        let before_ns = before.st_mtime.saturating_mul(1_000_000_000).saturating_add(before.st_mtime_nsec as i64);
+        let holder = (entry.tree.clone(), holder);
         let mode = Mode::from_raw_mode(entry.mode & 0o7777);
         match &entry.kind {
             EntryKind::Directory => {
@@ -86,13 +91,20 @@ impl Writer {
                 }
                 let fd = open_at(&dir, name, OFlags::DIRECTORY | OFlags::RDONLY).map_err(wrap)?;
                 set_attributes_fd(&fd, &entry).map_err(|e| failed(&entry, e))?;
-                self.directory_times.push((entry.tree.clone(), entry.path.clone(), entry.modified_ns));
+                self.directory_times.insert((entry.tree.clone(), entry.path.clone()), entry.modified_ns);
             }
             EntryKind::File { .. } => {
                 clear(&dir, name).map_err(wrap)?;
                 let flags = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY;
                 let fd =
                     openat2(&dir, name, flags | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR, RESOLVE).map_err(wrap)?;
+                self.current = Some(Current { file: fd.into(), entry });
+            }
+            EntryKind::Patch { .. } => {
+                let fd = open_at(&dir, name, OFlags::WRONLY).map_err(wrap)?;
+                if rustix::fs::fstat(&fd).map_err(wrap)?.st_mode & 0o170_000 != 0o100_000 {
+                    return Err(failed(&entry, io::Error::other("what changed is no file here")));
+                }
                 self.current = Some(Current { file: fd.into(), entry });
             }
             EntryKind::Symlink { target } => {
@@ -102,6 +114,9 @@ impl Writer {
             }
             EntryKind::HardLink { to } => {
                 let (to_dir, to_name) = parent(tree, to).map_err(|e| e.unwrap_or_else(|e| failed(&entry, e)))?;
+                if same_file(&to_dir, to_name, &dir, name) {
+                    return Ok(());
+                }
                 clear(&dir, name).map_err(wrap)?;
                 linkat(&to_dir, to_name, &dir, name, AtFlags::empty()).map_err(wrap)?;
             }
@@ -111,6 +126,7 @@ impl Writer {
                 set_attributes_at(&dir, name, &entry).map_err(wrap)?;
             }
         }
+        self.directory_times.entry(holder).or_insert(before_ns);
         Ok(())
     }
 
@@ -138,7 +154,7 @@ impl Writer {
     /// The end of a round: everything is complete and bears the source's times.
     pub fn end_round(&mut self) -> Result<(), WriteError> {
         self.finish_file()?;
-        for (tree, path, modified_ns) in std::mem::take(&mut self.directory_times).into_iter().rev() {
+        for ((tree, path), modified_ns) in std::mem::take(&mut self.directory_times) {
             let fd = self.tree(&tree)?;
             let result = if path.is_empty() {
                 utimensat(fd, ".", &times(modified_ns), AtFlags::empty())
@@ -158,7 +174,7 @@ impl Writer {
 
     fn finish_file(&mut self) -> Result<(), WriteError> {
         let Some(Current { file, entry }) = self.current.take() else { return Ok(()) };
-        if let EntryKind::File { size } = entry.kind {
+        if let EntryKind::File { size } | EntryKind::Patch { size } = entry.kind {
             file.set_len(size).map_err(|e| failed(&entry, e))?;
         }
         let fd = OwnedFd::from(file);
@@ -203,6 +219,12 @@ fn parent<'a>(tree: &OwnedFd, path: &'a [u8]) -> Result<(OwnedFd, &'a Path), Res
         Err(Errno::XDEV | Errno::LOOP) => Err(escapes()),
         Err(e) => Err(Err(e.into())),
     }
+}
+
+fn same_file(one_dir: &OwnedFd, one: &Path, other_dir: &OwnedFd, other: &Path) -> bool {
+    let stat = |dir: &OwnedFd, name: &Path| rustix::fs::statat(dir, name, AtFlags::SYMLINK_NOFOLLOW).ok();
+    let (one, other) = (stat(one_dir, one), stat(other_dir, other));
+    one.zip(other).is_some_and(|(a, b)| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino))
 }
 
 fn is_directory(dir: &OwnedFd, name: &Path) -> bool {
