@@ -18,7 +18,9 @@ pub struct Measured {
     pub sent_bytes: u64,
     /// From the look before to this one, in seconds; `None` for the first, which tells everything.
     pub since_last_s: Option<f64>,
-    /// Sending it, files included, in seconds.
+    /// Sending memory, in seconds.
+    pub sending_s: f64,
+    /// The whole round, files included, in seconds.
     pub took_s: f64,
 }
 
@@ -48,8 +50,8 @@ impl Convergence {
     pub fn after(&mut self, round: Measured) -> Decision {
         self.rounds += 1;
         const LONG_ENOUGH_BYTES: u64 = 4 << 20;
-        if round.sent_bytes >= LONG_ENOUGH_BYTES && round.took_s > 0.0 {
-            self.rate = Some(round.sent_bytes as f64 / round.took_s);
+        if round.sent_bytes >= LONG_ENOUGH_BYTES && round.sending_s > 0.0 {
+            self.rate = Some(round.sent_bytes as f64 / round.sending_s);
         }
         let Some(since) = round.since_last_s else { return self.limit(f64::INFINITY) };
         // What will be dirty when the processes stand still: as much per second as so far.
@@ -88,7 +90,8 @@ mod tests {
         for n in 1.. {
             let took_s = left / rate + 0.002;
             let bytes = (left * MIB as f64) as u64;
-            let round = Measured { dirty_bytes: bytes, sent_bytes: bytes, since_last_s: since, took_s };
+            let round =
+                Measured { dirty_bytes: bytes, sent_bytes: bytes, since_last_s: since, sending_s: took_s, took_s };
             match convergence.after(round) {
                 Decision::Again => {}
                 done => return (n, done),
@@ -121,7 +124,13 @@ mod tests {
     #[test]
     fn it_ends_whatever_is_measured() {
         let mut convergence = Convergence::default();
-        let odd = Measured { dirty_bytes: u64::MAX, sent_bytes: 0, since_last_s: Some(0.0), took_s: f64::MAX };
+        let odd = Measured {
+            dirty_bytes: u64::MAX,
+            sent_bytes: 0,
+            since_last_s: Some(0.0),
+            sending_s: 1.0,
+            took_s: f64::MAX,
+        };
         let turns = (0..).map(|_| convergence.after(odd)).take_while(|d| *d == Decision::Again).count();
         assert!(turns <= MAX_ROUNDS as usize);
     }

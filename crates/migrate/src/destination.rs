@@ -14,7 +14,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::files::{Entry, WriteError, Writer};
-use crate::pages::{Head, split_ranges, whole};
+use crate::pages::{Head, with_pages};
 use crate::source::PartError;
 use crate::wire::{
     Accept, Final, Frame, FrameReader, FrameWriter, Frozen, Image, Kind, Offer, Refuse, WireError, negotiate,
@@ -180,17 +180,14 @@ where
 
 /// Takes in a frame of memory.
 fn take_memory(store: &PageStore, frame: &Frame) -> Result<(), ReceiveError> {
-    let (head, content) = Head::split(&frame.payload).map_err(WireError::from)?;
+    let (head, ranges, content) = Head::split(&frame.payload).map_err(WireError::from)?;
     match frame.kind {
         Kind::Memory => {
-            let content = whole(content).map_err(WireError::from)?;
-            store.put(head.key, head.start, head.round, content)?;
-        }
-        Kind::EmptyMemory => {
-            for range in split_ranges(content).map_err(WireError::from)? {
-                store.forget(head.key, range, head.round)?;
+            for (range, pages) in with_pages(&ranges, content).map_err(WireError::from)? {
+                store.put(head.key, range.start, head.round, pages)?;
             }
         }
+        Kind::EmptyMemory => ranges.iter().try_for_each(|range| store.forget(head.key, *range, head.round))?,
         _ => store.drop_key(head.key),
     }
     Ok(())

@@ -2,11 +2,13 @@
 
 use std::sync::Arc;
 
-use godwit_memory::{Content, Key, PageReader, PageSet, Piece, ReadError, Round, Target, TrackError, Tracker};
+use godwit_memory::{
+    Content, Key, PageRange, PageReader, PageSet, Piece, ReadError, Round, Target, TrackError, Tracker,
+};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
-use crate::pages::{Head, ranges};
+use crate::pages::Head;
 use crate::wire::Kind;
 
 /// Pages of one frame, in bytes.
@@ -102,16 +104,20 @@ impl Frames<'_> {
     }
 
     fn drop_key(&self, key: Key) {
-        self.send(Kind::DropMemory, Head { key, round: self.number, start: 0 }.begin(0));
+        self.send(Kind::DropMemory, Head { key, round: self.number }.begin(&[], 0));
+    }
+
+    fn empty(&self, key: Key, ranges: &[PageRange]) {
+        for some in ranges.chunks(MAX_RANGES) {
+            self.send(Kind::EmptyMemory, Head { key, round: self.number }.begin(some, 0));
+        }
     }
 
     fn begin(&self, key: Key, reset: bool, gone: &PageSet) {
         if reset {
             self.drop_key(key);
         }
-        for some in gone.ranges().chunks(MAX_RANGES) {
-            self.send(Kind::EmptyMemory, ranges(key, self.number, some));
-        }
+        self.empty(key, gone.ranges());
     }
 
     fn pages(&mut self, key: Key, mut reader: PageReader) -> Result<(), ReadError> {
@@ -121,24 +127,29 @@ impl Frames<'_> {
             if pieces.is_empty() {
                 return Ok(());
             }
-            let mut empty = Vec::new();
-            for Piece { range, content } in pieces.drain(..) {
+            let (mut full, mut empty, mut bytes) = (Vec::new(), Vec::new(), 0);
+            for Piece { range, content } in &pieces {
                 match content {
-                    Content::Data { at } => {
-                        let content = &buffer[at..at + range.bytes() as usize];
-                        let mut payload = Head { key, round: self.number, start: range.start }.begin(content.len());
-                        payload.extend_from_slice(content);
-                        self.sent_bytes += range.bytes();
-                        if !self.send(Kind::Memory, payload) {
-                            return Ok(());
-                        }
+                    Content::Data { .. } => {
+                        full.push(*range);
+                        bytes += range.bytes();
                     }
-                    Content::Zero | Content::Absent => empty.push(range),
+                    Content::Zero | Content::Absent => empty.push(*range),
                 }
             }
-            for some in empty.chunks(MAX_RANGES) {
-                self.send(Kind::EmptyMemory, ranges(key, self.number, some));
+            if !full.is_empty() {
+                let mut payload = Head { key, round: self.number }.begin(&full, bytes as usize);
+                for Piece { range, content } in &pieces {
+                    if let Content::Data { at } = content {
+                        payload.extend_from_slice(&buffer[*at..at + range.bytes() as usize]);
+                    }
+                }
+                self.sent_bytes += bytes;
+                if !self.send(Kind::Memory, payload) {
+                    return Ok(());
+                }
             }
+            self.empty(key, &empty);
         }
     }
 }

@@ -223,6 +223,7 @@ where
                     dirty_bytes: stats.dirty_bytes,
                     sent_bytes: stats.sent_bytes,
                     since_last_s: last_look.replace(looked).map(|last| (looked - last).as_secs_f64()),
+                    sending_s: looked.elapsed().as_secs_f64(),
                     took_s: begun.elapsed().as_secs_f64(),
                 };
                 decision = convergence.after(measured);
