@@ -1,6 +1,7 @@
 //! The source's memory in rounds: told by the tracker, read, and turned into frames.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use godwit_memory::{
     Content, Key, PageRange, PageReader, PageSet, Piece, ReadError, Round, Target, TrackError, Tracker,
@@ -59,7 +60,17 @@ impl Memory {
         out: &mpsc::Sender<Outgoing>,
         told: impl FnOnce(&Arc<Round>),
     ) -> Result<RoundStats, MemoryError> {
+        let begun = Instant::now();
         let round = Arc::new(self.tracker.round(pids, target)?);
+        tracing::debug!(
+            processes = pids.len(),
+            objects = round.objects.len(),
+            compared_bytes = round.objects.iter().filter(|o| o.compared).map(|o| o.size_bytes).sum::<u64>(),
+            ranges = round.processes.iter().map(|p| p.pages.ranges().len()).sum::<usize>(),
+            ms = begun.elapsed().as_secs_f64() * 1e3,
+            ?target,
+            "a look at memory"
+        );
         let number = self.rounds;
         self.rounds = self.rounds.saturating_add(1);
         told(&round);
