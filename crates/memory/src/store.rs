@@ -21,6 +21,11 @@ const PAGES: usize = 512;
 
 #[derive(Debug, Error)]
 pub enum StoreError {
+    #[error("a file in memory for pages could not be made")]
+    Create(#[source] io::Error),
+    /// Another process has the pages.
+    #[error("the pages were handed over: none of {key:?} are taken any more")]
+    HandedOver { key: Key },
     #[error("no address space is left for pages of {key:?}")]
     Memory {
         key: Key,
@@ -49,7 +54,6 @@ pub enum Key {
 
 /// All pages that have arrived and were not consumed. Can be shared between threads; those who fill different
 /// stretches do not wait for each other.
-#[derive(Default)]
 pub struct PageStore {
     spaces: RwLock<HashMap<Key, Arc<Space>>>,
     reserve: Arc<Reserve>,
@@ -75,8 +79,9 @@ pub(crate) struct Run {
 }
 
 impl PageStore {
-    pub fn new() -> Self {
-        Self::default()
+    /// An empty store. Fails if there can be no file in memory (descriptors, memory).
+    pub fn new() -> Result<Self, StoreError> {
+        Ok(Self { spaces: RwLock::default(), reserve: Arc::default() })
     }
 
     /// Takes pages in: `receive` is given the place where they will stay and must fill all of it, for instance from a
@@ -320,7 +325,7 @@ mod tests {
 
     #[test]
     fn the_latest_round_wins_in_whatever_order() {
-        let store = PageStore::new();
+        let store = PageStore::new().unwrap();
         store.put(KEY, at(510), 3, &page(3, 4)).unwrap();
         store.put(KEY, at(509), 1, &page(1, 3)).unwrap();
         store.forget(KEY, PageRange { start: at(513), end: at(514) }, 4).unwrap();
@@ -331,7 +336,7 @@ mod tests {
 
     #[test]
     fn runs_end_at_holes_limits_and_stretches() {
-        let store = PageStore::new();
+        let store = PageStore::new().unwrap();
         store.put(KEY, at(500), 0, &page(1, 100)).unwrap();
         let space = store.space(KEY);
         let run =
@@ -349,7 +354,7 @@ mod tests {
             let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
             statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap()
         };
-        let store = PageStore::new();
+        let store = PageStore::new().unwrap();
         let before = resident();
         store.put(KEY, 0, 0, &page(9, 16 * 512)).unwrap();
         assert!(resident() > before + 15 * 512);
@@ -360,7 +365,7 @@ mod tests {
 
     #[test]
     fn what_fails_on_the_way_is_unknown() {
-        let store = PageStore::new();
+        let store = PageStore::new().unwrap();
         let range = PageRange { start: 0, end: at(2) };
         store.put(KEY, 0, 0, &page(5, 2)).unwrap();
         let cut = store.receive(KEY, range, 1, |_| Err(io::Error::from(io::ErrorKind::ConnectionReset)));

@@ -256,7 +256,7 @@ fn carried_past_criu(private_mib: usize, shared_mib: usize) -> Figures {
     nix::sys::prctl::set_child_subreaper(true).unwrap();
     let world = World::start(private_mib, shared_mib);
     world.wait_for_turns(2);
-    let store = Arc::new(PageStore::new());
+    let store = Arc::new(PageStore::new().unwrap());
     let filter = PageFilter::install(world.directory.path()).unwrap();
     let mut tracker = Tracker::new().unwrap();
     let mut sent = Vec::new();

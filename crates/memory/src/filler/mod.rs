@@ -69,6 +69,18 @@ pub enum FillError {
     TimedOut,
     #[error("filling was cancelled")]
     Cancelled,
+    #[error("all restored processes have ended before the restore was finished")]
+    Gone,
+    /// The process that fills could not be started or reached, or it ended without a word.
+    #[error("the process that fills: {doing}")]
+    Process {
+        doing: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// What went wrong in the process that fills, with all its causes.
+    #[error("the process that fills: {0}")]
+    Remote(String),
 }
 
 /// A restored process's mapping of a shared object.
@@ -107,6 +119,8 @@ pub struct FillReport {
     pub zero_faults: u64,
     /// Pages that had no place any more, or one that CRIU had not registered.
     pub unplaced_pages: u64,
+    /// Pages that belong to nothing that was restored, in bytes.
+    pub left_bytes: u64,
     /// From a look for faults to the next one: what a thread waits for a page at most, besides the copy itself.
     pub longest_turn: Duration,
     /// Since the filling in the background began.
