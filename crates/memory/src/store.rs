@@ -6,6 +6,7 @@
 
 mod reserve;
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -18,6 +19,13 @@ use reserve::{Place, Reserve};
 
 /// Pages of one stretch.
 const PAGES: usize = 512;
+/// What is received at once, in bytes: it is to be still in the processor's cache when it is put away.
+const RECEIVE_BYTES: usize = 256 << 10;
+
+thread_local! {
+    /// What a thread receives into; kept, because new memory costs as much as what it is used for.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 #[derive(Debug, Error)]
 pub enum StoreError {
@@ -81,12 +89,13 @@ pub(crate) struct Run {
 impl PageStore {
     /// An empty store. Fails if there can be no file in memory (descriptors, memory).
     pub fn new() -> Result<Self, StoreError> {
-        Ok(Self { spaces: RwLock::default(), reserve: Arc::default() })
+        let reserve = Reserve::new().map_err(StoreError::Create)?;
+        Ok(Self { spaces: RwLock::default(), reserve: Arc::new(reserve) })
     }
 
-    /// Takes pages in: `receive` is given the place where they will stay and must fill all of it, for instance from a
-    /// socket. `round` counts from 0; pages of an earlier round than what is known are received and dropped. Pages that
-    /// `receive` fails on are unknown afterwards.
+    /// Takes pages in: `receive` is given a buffer, several times for a large range, and must fill all of it, for
+    /// instance from a socket. `round` counts from 0; pages of an earlier round than what is known are received and
+    /// dropped. Pages that `receive` fails on are unknown afterwards.
     pub fn receive(
         &self,
         key: Key,
@@ -96,27 +105,19 @@ impl PageStore {
     ) -> Result<(), StoreError> {
         check(key, range)?;
         let space = self.space(key);
-        for part in parts(range) {
-            let failed = |source| StoreError::Receive { key, start: part.start, source };
-            let stretch = space.stretch(part.start).map_err(|source| StoreError::Memory { key, source })?;
-            let mut stretch = lock(&stretch);
-            let pages = indices(part);
-            if pages.clone().any(|n| stretch.rounds[n] > round + 1) {
-                let mut aside = vec![0; part.bytes() as usize];
-                receive(&mut aside).map_err(failed)?;
-                for (n, page) in pages.zip(aside.chunks_exact(page_size() as usize)) {
-                    if stretch.rounds[n] <= round + 1 {
-                        stretch.bytes_mut(n, 1).copy_from_slice(page);
-                        stretch.set(n, round, true);
-                    }
-                }
-                continue;
-            }
-            pages.clone().for_each(|n| stretch.set(n, round, false));
-            receive(stretch.bytes_mut(pages.start, pages.len())).map_err(failed)?;
-            pages.for_each(|n| stretch.set(n, round, true));
-        }
-        Ok(())
+        // Not a mapping of the file: the kernel would clear each page before it is written, which takes twice as long
+        // as writing what lies in the processor's cache.
+        let mut buffer = BUFFER.take();
+        buffer.resize(RECEIVE_BYTES, 0);
+        let mut all = parts(range).flat_map(|part| part.steps(RECEIVE_BYTES as u64));
+        let result = all.try_for_each(|part| {
+            let bytes = &mut buffer[..part.bytes() as usize];
+            let received = receive(bytes).map_err(|source| StoreError::Receive { key, start: part.start, source });
+            space.take(key, part, round, received.is_ok().then_some(bytes))?;
+            received
+        });
+        BUFFER.set(buffer);
+        result
     }
 
     /// Takes a copy of pages.
@@ -124,11 +125,13 @@ impl PageStore {
         let end = start.checked_add(bytes.len() as u64);
         let range = end.and_then(|end| PageRange::new(start, end));
         let range = range.ok_or(StoreError::Unaligned { key, start, bytes: bytes.len() as u64 })?;
-        let mut at = 0;
-        self.receive(key, range, round, |place| {
-            place.copy_from_slice(&bytes[at..at + place.len()]);
-            at += place.len();
-            Ok(())
+        check(key, range)?;
+        let space = self.space(key);
+        let mut left = bytes;
+        parts(range).try_for_each(|part| {
+            let (these, others) = left.split_at(part.bytes() as usize);
+            left = others;
+            space.take(key, part, round, Some(these))
         })
     }
 
@@ -139,10 +142,8 @@ impl PageStore {
         for part in parts(range) {
             let stretch = space.stretch(part.start).map_err(|source| StoreError::Memory { key, source })?;
             let mut stretch = lock(&stretch);
-            for n in indices(part).filter(|n| stretch.rounds[*n] <= round + 1).collect::<Vec<_>>() {
-                stretch.set(n, round, false);
-                stretch.release(n, 1);
-            }
+            self.check_ours(key)?;
+            stretch.forget(indices(part), round);
         }
         Ok(())
     }
@@ -156,6 +157,10 @@ impl PageStore {
     pub fn bytes(&self) -> u64 {
         let spaces = self.spaces.read().unwrap_or_else(PoisonError::into_inner);
         spaces.values().map(|s| s.bytes()).sum()
+    }
+
+    fn check_ours(&self, key: Key) -> Result<(), StoreError> {
+        if self.reserve.is_handed_over() { Err(StoreError::HandedOver { key }) } else { Ok(()) }
     }
 
     pub(crate) fn space(&self, key: Key) -> Arc<Space> {
@@ -180,6 +185,35 @@ impl Space {
         }
         let new = Stretch { place: self.reserve.take()?, present: [0; 8], rounds: Box::new([0; PAGES]) };
         Ok(Arc::clone(stretches.entry(number).or_insert(Arc::new(Mutex::new(new)))))
+    }
+
+    /// Takes pages of one stretch; without content they are unknown.
+    fn take(&self, key: Key, part: PageRange, round: u16, content: Option<&[u8]>) -> Result<(), StoreError> {
+        let failed = |source| StoreError::Memory { key, source };
+        let stretch = self.stretch(part.start).map_err(failed)?;
+        let mut stretch = lock(&stretch);
+        if self.reserve.is_handed_over() {
+            return Err(StoreError::HandedOver { key });
+        }
+        let pages = indices(part);
+        let newer = |stretch: &Stretch, n: usize| stretch.rounds[n] > round + 1;
+        let mut at = pages.start;
+        while at < pages.end {
+            let skip = newer(&stretch, at);
+            let end = (at..pages.end).find(|n| newer(&stretch, *n) != skip).unwrap_or(pages.end);
+            let run = at..end;
+            at = end;
+            if skip {
+                continue;
+            }
+            run.clone().for_each(|n| stretch.set(n, round, false));
+            let Some(content) = content else { continue };
+            let from = (run.start - pages.start) * page_size() as usize;
+            let bytes = &content[from..from + run.len() * page_size() as usize];
+            stretch.place.write(run.start, bytes).map_err(failed)?;
+            run.for_each(|n| stretch.set(n, round, true));
+        }
+        Ok(())
     }
 
     pub(crate) fn bytes(&self) -> u64 {
@@ -212,7 +246,7 @@ impl Space {
                     let end = 1 + start + pages.take(most - 1).take_while(|n| stretch.holds(*n)).count();
                     let range =
                         PageRange { start: base + start as u64 * page_size(), end: base + end as u64 * page_size() };
-                    let data = stretch.place.page(start).cast_const();
+                    let data = stretch.place.page(start);
                     return Some(with(Run { range, data }));
                 }
             }
@@ -233,7 +267,7 @@ impl Space {
             let Some(found) = found else { continue };
             let mut stretch = lock(&found);
             let pages = indices(part);
-            stretch.release(pages.start, pages.len());
+            stretch.place.release(pages.start, pages.len());
             pages.for_each(|n| stretch.present[n / 64] &= !(1 << (n % 64)));
         }
     }
@@ -254,13 +288,29 @@ impl Stretch {
         }
     }
 
-    fn bytes_mut(&mut self, page: usize, pages: usize) -> &mut [u8] {
-        // SAFETY: the place is ours alone, whoever reads it holds our lock, and the pages are within it.
-        unsafe { std::slice::from_raw_parts_mut(self.place.page(page), pages * page_size() as usize) }
-    }
-
-    fn release(&mut self, page: usize, pages: usize) {
-        self.place.release(page, pages);
+    /// What is known of these pages as of `round` is that they are zero. Memory is given back in runs: each takes a
+    /// system call.
+    fn forget(&mut self, pages: std::ops::Range<usize>, round: u16) {
+        let mut held: Option<std::ops::Range<usize>> = None;
+        for n in pages {
+            if self.rounds[n] > round + 1 {
+                continue;
+            }
+            if self.holds(n) {
+                match &mut held {
+                    Some(run) if run.end == n => run.end = n + 1,
+                    _ => {
+                        if let Some(run) = held.replace(n..n + 1) {
+                            self.place.release(run.start, run.len());
+                        }
+                    }
+                }
+            }
+            self.set(n, round, false);
+        }
+        if let Some(run) = held {
+            self.place.release(run.start, run.len());
+        }
     }
 }
 

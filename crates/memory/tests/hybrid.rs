@@ -183,6 +183,8 @@ fn uses(last: &Round) -> Vec<SharedUse> {
 
 struct Figures {
     sent: Vec<u64>,
+    /// To read and store what the first round sends: nearly everything.
+    first_copy: Duration,
     /// Objects whose content had to be compared in the last round.
     compared: usize,
     last_round: Duration,
@@ -259,11 +261,15 @@ fn carried_past_criu(private_mib: usize, shared_mib: usize) -> Figures {
     let store = Arc::new(PageStore::new().unwrap());
     let filter = PageFilter::install(world.directory.path()).unwrap();
     let mut tracker = Tracker::new().unwrap();
-    let mut sent = Vec::new();
+    let (mut sent, mut first_copy) = (Vec::new(), Duration::ZERO);
     for number in 0..4 {
         let round = tracker.round(&world.pids(), Target::Running).unwrap();
         assert!(round.processes.iter().all(|p| p.untracked.is_none()), "{round:?}");
+        let began = Instant::now();
         sent.push(send(&tracker, &round, number, &store));
+        if number == 0 {
+            first_copy = began.elapsed();
+        }
     }
     world.signal_all(Signal::SIGSTOP);
     while !world.pids().iter().all(|pid| stopped(*pid)) {
@@ -308,7 +314,7 @@ fn carried_past_criu(private_mib: usize, shared_mib: usize) -> Figures {
         eprintln!("{:?} compared {} pages {} of {}", o.kind, o.compared, o.pages.pages(), o.size_bytes / 4096);
     }
     let compared = last.objects.iter().filter(|o| o.compared).count();
-    Figures { sent, compared, last_round, last_copy, dump, image_bytes, restore, shared, fill, longest_access_us }
+    Figures { sent, first_copy, compared, last_round, last_copy, dump, image_bytes, restore, shared, fill, longest_access_us }
 }
 
 fn stopped(pid: i32) -> bool {
@@ -320,9 +326,10 @@ fn show(name: &str, figures: &Figures) {
     let sent: Vec<_> = figures.sent.iter().map(|bytes| mib(*bytes)).collect();
     let (fill, shared) = (&figures.fill, &figures.shared);
     eprintln!(
-        "{name}: rounds {sent:?} MiB, last {:?} ({} objects compared) + {:?} to copy; dump {:?}, {} KiB of images; restore {:?}; \
+        "{name}: rounds {sent:?} MiB, {:?} to copy the first, last {:?} ({} objects compared) + {:?} to copy; dump {:?}, {} KiB of images; restore {:?}; \
          shared {} MiB in {:?}, {} MiB later; filled {} MiB in {:?}, {} faults ({} zero), longest turn {:?}; \
          programs waited for memory {} µs at most",
+        figures.first_copy,
         figures.last_round,
         figures.compared,
         figures.last_copy,

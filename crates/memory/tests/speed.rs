@@ -6,7 +6,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::{Victim, root_or_skip};
-use godwit_memory::{Target, Tracker};
+use godwit_memory::{Key, PageStore, Target, Tracker};
 
 /// Memory of the program, in MiB.
 const MIB: usize = 1024;
@@ -70,4 +70,20 @@ fn a_tracked_program_keeps_its_speed() {
         }
     }
     assert!(best >= 0.9, "at best {:.1} % of its speed is left", best * 100.0);
+}
+
+/// Says how fast pages are taken in, which must be faster than any network; 1 GiB at the time, the best of three.
+#[test]
+fn pages_are_taken_in_faster_than_they_arrive() {
+    let piece = vec![0x5a; 1 << 20];
+    let mut best = Duration::MAX;
+    for _ in 0..3 {
+        let store = PageStore::new().unwrap();
+        let began = Instant::now();
+        (0..1024u64).for_each(|n| store.put(Key::Process(1), n << 20, 0, &piece).unwrap());
+        best = best.min(began.elapsed());
+        assert_eq!(store.bytes(), 1 << 30);
+    }
+    eprintln!("1 GiB taken in within {best:?}");
+    assert!(best < Duration::from_secs(4), "{best:?} for 1 GiB");
 }
