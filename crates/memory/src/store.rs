@@ -9,6 +9,7 @@ mod reserve;
 use std::cell::Cell;
 use std::collections::{BTreeMap, HashMap};
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 use thiserror::Error;
@@ -19,6 +20,8 @@ use reserve::{Place, Reserve};
 
 /// Pages of one stretch.
 const PAGES: usize = 512;
+/// Pages of a block of a stretch.
+const BLOCK: usize = 64;
 /// What is received at once, in bytes: it is to be still in the processor's cache when it is put away.
 const RECEIVE_BYTES: usize = 256 << 10;
 
@@ -75,7 +78,8 @@ pub(crate) struct Space {
 
 struct Stretch {
     place: Place,
-    present: [u64; PAGES / 64],
+    /// One bit for each page, one word for each block.
+    present: [u64; PAGES / BLOCK],
     /// For each page the round that said something about it last, plus one; 0: none did.
     rounds: Box<[u16; PAGES]>,
 }
@@ -183,7 +187,7 @@ impl Space {
         if let Some(stretch) = stretches.get(&number) {
             return Ok(Arc::clone(stretch));
         }
-        let new = Stretch { place: self.reserve.take()?, present: [0; 8], rounds: Box::new([0; PAGES]) };
+        let new = Stretch { place: self.reserve.take()?, present: [0; PAGES / BLOCK], rounds: Box::new([0; PAGES]) };
         Ok(Arc::clone(stretches.entry(number).or_insert(Arc::new(Mutex::new(new)))))
     }
 
@@ -196,16 +200,9 @@ impl Space {
             return Err(StoreError::HandedOver { key });
         }
         let pages = indices(part);
-        let newer = |stretch: &Stretch, n: usize| stretch.rounds[n] > round + 1;
-        let mut at = pages.start;
-        while at < pages.end {
-            let skip = newer(&stretch, at);
-            let end = (at..pages.end).find(|n| newer(&stretch, *n) != skip).unwrap_or(pages.end);
-            let run = at..end;
-            at = end;
-            if skip {
-                continue;
-            }
+        let stretch = &mut *stretch;
+        let rounds = stretch.rounds.clone();
+        for run in runs(pages.clone(), |n| rounds[n] <= round + 1) {
             run.clone().for_each(|n| stretch.set(n, round, false));
             let Some(content) = content else { continue };
             let from = (run.start - pages.start) * page_size() as usize;
@@ -257,59 +254,55 @@ impl Space {
         }
     }
 
-    /// Gives the memory of pages back.
+    /// These pages are used up. Their memory is given back in blocks, once a block holds none.
     pub(crate) fn release(&self, range: PageRange) {
         for part in parts(range) {
             let found = {
                 let stretches = self.stretches.read().unwrap_or_else(PoisonError::into_inner);
                 stretches.get(&(part.start / stretch_bytes())).map(Arc::clone)
             };
-            let Some(found) = found else { continue };
-            let mut stretch = lock(&found);
-            let pages = indices(part);
-            stretch.place.release(pages.start, pages.len());
-            pages.for_each(|n| stretch.present[n / 64] &= !(1 << (n % 64)));
+            if let Some(found) = found {
+                lock(&found).use_up(indices(part));
+            }
         }
     }
 }
 
 impl Stretch {
     fn holds(&self, page: usize) -> bool {
-        self.present[page / 64] >> (page % 64) & 1 == 1
+        self.present[page / BLOCK] >> (page % BLOCK) & 1 == 1
     }
 
     fn set(&mut self, page: usize, round: u16, present: bool) {
         self.rounds[page] = round + 1;
-        let bit = 1 << (page % 64);
+        let bit = 1 << (page % BLOCK);
         if present {
-            self.present[page / 64] |= bit;
+            self.present[page / BLOCK] |= bit;
         } else {
-            self.present[page / 64] &= !bit;
+            self.present[page / BLOCK] &= !bit;
+        }
+    }
+
+    fn use_up(&mut self, pages: Range<usize>) {
+        let blocks = pages.start / BLOCK..pages.end.div_ceil(BLOCK);
+        let before = self.present;
+        pages.for_each(|n| self.present[n / BLOCK] &= !(1 << (n % BLOCK)));
+        let emptied = |block: usize| before[block] != 0 && self.present[block] == 0;
+        for run in runs(blocks, emptied) {
+            self.place.release(run.start * BLOCK, run.len() * BLOCK);
         }
     }
 
     /// What is known of these pages as of `round` is that they are zero. Memory is given back in runs: each takes a
     /// system call.
-    fn forget(&mut self, pages: std::ops::Range<usize>, round: u16) {
-        let mut held: Option<std::ops::Range<usize>> = None;
-        for n in pages {
-            if self.rounds[n] > round + 1 {
-                continue;
-            }
-            if self.holds(n) {
-                match &mut held {
-                    Some(run) if run.end == n => run.end = n + 1,
-                    _ => {
-                        if let Some(run) = held.replace(n..n + 1) {
-                            self.place.release(run.start, run.len());
-                        }
-                    }
-                }
-            }
-            self.set(n, round, false);
-        }
-        if let Some(run) = held {
+    fn forget(&mut self, pages: Range<usize>, round: u16) {
+        for run in runs(pages.clone(), |n| self.rounds[n] <= round + 1 && self.holds(n)) {
             self.place.release(run.start, run.len());
+        }
+        for n in pages {
+            if self.rounds[n] <= round + 1 {
+                self.set(n, round, false);
+            }
         }
     }
 }
@@ -320,6 +313,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn stretch_bytes() -> u64 {
     PAGES as u64 * page_size()
+}
+
+/// The runs in `all` of which `each` is true.
+fn runs(all: Range<usize>, each: impl Fn(usize) -> bool) -> impl Iterator<Item = Range<usize>> {
+    let mut at = all.start;
+    std::iter::from_fn(move || {
+        let start = (at..all.end).find(|n| each(*n))?;
+        at = (start..all.end).find(|n| !each(*n)).unwrap_or(all.end);
+        Some(start..at)
+    })
 }
 
 fn check(key: Key, range: PageRange) -> Result<(), StoreError> {
@@ -342,7 +345,7 @@ fn parts(range: PageRange) -> impl Iterator<Item = PageRange> {
 }
 
 /// The numbers of a part's pages in their stretch.
-fn indices(part: PageRange) -> std::ops::Range<usize> {
+fn indices(part: PageRange) -> Range<usize> {
     let first = (part.start % stretch_bytes() / page_size()) as usize;
     first..first + part.pages() as usize
 }
@@ -400,17 +403,28 @@ mod tests {
 
     #[test]
     fn consumed_memory_is_given_back() {
-        let resident = || {
-            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-            statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap()
-        };
         let store = PageStore::new().unwrap();
-        let before = resident();
+        let held = || store.reserve.held_bytes().unwrap();
         store.put(KEY, 0, 0, &page(9, 16 * 512)).unwrap();
-        assert!(resident() > before + 15 * 512);
-        store.space(KEY).release(PageRange { start: 0, end: at(16 * 512) });
-        assert!(resident() < before + 512, "{} pages more", resident() - before);
-        assert_eq!(store.bytes(), 0);
+        assert_eq!(held(), at(16 * 512));
+        let space = store.space(KEY);
+        // Another mapping of a page does not keep it.
+        // SAFETY: the run's first byte is there while the closure runs.
+        let first =
+            space.first_run(PageRange { start: 0, end: at(1) }, at(1), |run| unsafe { run.data.read_volatile() });
+        assert_eq!(first, Some(9));
+        space.release(PageRange { start: at(1), end: at(64) });
+        assert_eq!(held(), at(16 * 512), "a block is used up as a whole");
+        space.release(PageRange { start: 0, end: at(1) });
+        assert_eq!(held(), at(16 * 512 - 64));
+        space.release(PageRange { start: at(64), end: at(16 * 512) });
+        assert_eq!((held(), store.bytes()), (0, 0));
+        store.put(KEY, 0, 0, &page(9, 10)).unwrap();
+        store.forget(KEY, PageRange { start: at(2), end: at(4) }, 0).unwrap();
+        assert_eq!(held(), at(8));
+        drop(space);
+        store.drop_key(KEY);
+        assert_eq!(held(), 0);
     }
 
     #[test]

@@ -314,7 +314,19 @@ fn carried_past_criu(private_mib: usize, shared_mib: usize) -> Figures {
         eprintln!("{:?} compared {} pages {} of {}", o.kind, o.compared, o.pages.pages(), o.size_bytes / 4096);
     }
     let compared = last.objects.iter().filter(|o| o.compared).count();
-    Figures { sent, first_copy, compared, last_round, last_copy, dump, image_bytes, restore, shared, fill, longest_access_us }
+    Figures {
+        sent,
+        first_copy,
+        compared,
+        last_round,
+        last_copy,
+        dump,
+        image_bytes,
+        restore,
+        shared,
+        fill,
+        longest_access_us,
+    }
 }
 
 fn stopped(pid: i32) -> bool {

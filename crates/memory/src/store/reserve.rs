@@ -56,6 +56,12 @@ impl Reserve {
         Ok(Place { mapping, offset, reserve: Arc::clone(self) })
     }
 
+    /// Bytes that the file takes.
+    #[cfg(test)]
+    pub(super) fn held_bytes(&self) -> io::Result<u64> {
+        Ok(std::os::unix::fs::MetadataExt::blocks(&self.file.metadata()?) * 512)
+    }
+
     pub(super) fn is_handed_over(&self) -> bool {
         self.handed_over.load(Ordering::Acquire)
     }

@@ -46,8 +46,9 @@ impl Mapping {
     pub(crate) fn new(file: Arc<File>, at: u64, bytes: usize) -> io::Result<Self> {
         let offset = i64::try_from(at).map_err(io::Error::other)?;
         // SAFETY: a new mapping at an address of the kernel's choice touches no existing memory.
-        let base =
-            unsafe { libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), offset) };
+        let base = unsafe {
+            libc::mmap(std::ptr::null_mut(), bytes, libc::PROT_READ, libc::MAP_SHARED, file.as_raw_fd(), offset)
+        };
         if base == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
