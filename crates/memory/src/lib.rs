@@ -9,6 +9,7 @@
 //!                                    criu restore ◀──── Filler (lazy-pages.socket, shared memory)
 //! ```
 
+mod bytes;
 mod filler;
 mod filter;
 mod inject;

@@ -4,6 +4,7 @@
 //! each at its own place, so that a run of pages is a run of bytes for UFFDIO_COPY, and a later version overwrites an
 //! earlier one. Memory that was not sent costs nothing; for each stretch in use there are 1.2 KiB of books.
 
+mod handover;
 mod reserve;
 
 use std::cell::Cell;
@@ -37,7 +38,7 @@ pub enum StoreError {
     /// Another process has the pages.
     #[error("the pages were handed over: none of {key:?} are taken any more")]
     HandedOver { key: Key },
-    #[error("no address space is left for pages of {key:?}")]
+    #[error("no memory is left for pages of {key:?}")]
     Memory {
         key: Key,
         #[source]
@@ -144,9 +145,9 @@ impl PageStore {
         check(key, range)?;
         let space = self.space(key);
         for part in parts(range) {
-            let stretch = space.stretch(part.start).map_err(|source| StoreError::Memory { key, source })?;
+            let stretch = space.stretch(part.start).map_err(|source| space.failed(key, source))?;
             let mut stretch = lock(&stretch);
-            self.check_ours(key)?;
+            space.check_ours(key)?;
             stretch.forget(indices(part), round);
         }
         Ok(())
@@ -161,10 +162,6 @@ impl PageStore {
     pub fn bytes(&self) -> u64 {
         let spaces = self.spaces.read().unwrap_or_else(PoisonError::into_inner);
         spaces.values().map(|s| s.bytes()).sum()
-    }
-
-    fn check_ours(&self, key: Key) -> Result<(), StoreError> {
-        if self.reserve.is_handed_over() { Err(StoreError::HandedOver { key }) } else { Ok(()) }
     }
 
     pub(crate) fn space(&self, key: Key) -> Arc<Space> {
@@ -191,18 +188,26 @@ impl Space {
         Ok(Arc::clone(stretches.entry(number).or_insert(Arc::new(Mutex::new(new)))))
     }
 
+    /// To be asked with a stretch locked: who hands over locks each of them afterwards.
+    fn check_ours(&self, key: Key) -> Result<(), StoreError> {
+        if self.reserve.is_handed_over() { Err(StoreError::HandedOver { key }) } else { Ok(()) }
+    }
+
+    fn failed(&self, key: Key, source: io::Error) -> StoreError {
+        // The file does not grow any more either.
+        self.check_ours(key).err().unwrap_or(StoreError::Memory { key, source })
+    }
+
     /// Takes pages of one stretch; without content they are unknown.
     fn take(&self, key: Key, part: PageRange, round: u16, content: Option<&[u8]>) -> Result<(), StoreError> {
-        let failed = |source| StoreError::Memory { key, source };
+        let failed = |source| self.failed(key, source);
         let stretch = self.stretch(part.start).map_err(failed)?;
         let mut stretch = lock(&stretch);
-        if self.reserve.is_handed_over() {
-            return Err(StoreError::HandedOver { key });
-        }
+        self.check_ours(key)?;
         let pages = indices(part);
         let stretch = &mut *stretch;
-        let rounds = stretch.rounds.clone();
-        for run in runs(pages.clone(), |n| rounds[n] <= round + 1) {
+        let all: Vec<_> = runs(pages.clone(), |n| stretch.rounds[n] <= round + 1).collect();
+        for run in all {
             run.clone().for_each(|n| stretch.set(n, round, false));
             let Some(content) = content else { continue };
             let from = (run.start - pages.start) * page_size() as usize;

@@ -12,7 +12,7 @@
 //!
 //! Once all is there the userfaultfds are closed, which makes the processes ordinary ones. Until then they must not
 //! run without the filler: **the pages still missing would read as zero**. So after an error the descriptors stay open
-//! until the [`Filler`] is dropped, and who drops it early kills the processes first.
+//! until the processes are gone or the [`Filler`] is dropped, and who drops it early kills the processes first.
 //!
 //! One case is not told apart: madvise(MADV_REMOVE) of shared memory while it is being filled counts as
 //! MADV_DONTNEED, which keeps the content.
@@ -37,7 +37,7 @@ use crate::pages::PageRange;
 use crate::store::PageStore;
 use crate::tracker::{ObjectId, ObjectKind};
 use server::Server;
-use socket::Listener;
+pub(crate) use socket::Listener;
 
 /// How long [`Filler::restored`] waits for the content of shared memory, in seconds.
 const SHARED_TIMEOUT_S: u64 = 300;
@@ -138,7 +138,12 @@ pub struct SharedReport {
 }
 
 enum Command {
-    Restored { uses: Vec<SharedUse>, answer: Sender<Result<SharedReport, FillError>> },
+    /// Nobody is left who would start a restore.
+    Unattended,
+    Restored {
+        uses: Vec<SharedUse>,
+        answer: Sender<Result<SharedReport, FillError>>,
+    },
 }
 
 #[derive(Default)]
@@ -173,6 +178,11 @@ impl Filler {
     /// store must hold everything by the time processes are restored.
     pub fn listen(work_directory: &Path, store: Arc<PageStore>) -> Result<Self, FillError> {
         let listener = Listener::bind(work_directory).map_err(FillError::Listen)?;
+        Self::serve(listener, store)
+    }
+
+    /// As [`Filler::listen`], where somebody listens already. Whoever has connected is answered from now on.
+    pub(crate) fn serve(listener: Listener, store: Arc<PageStore>) -> Result<Self, FillError> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let wake = Arc::new(wake.map_err(|e| FillError::Listen(e.into()))?);
         let shared = Arc::new(Shared::default());
@@ -199,6 +209,19 @@ impl Filler {
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => Err(FillError::TimedOut),
             // The thread ended with an error, which `wait` tells.
             Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => Err(FillError::Cancelled),
+        }
+    }
+
+    /// Whoever would start a restore is gone: unless criu has connected, there is nothing to wait for any more.
+    pub(crate) fn unattended(&self) {
+        let _ = self.commands.send(Command::Unattended);
+        self.wake();
+    }
+
+    /// Waits until no process is left that needs its userfaultfd: after an error that takes until they are gone.
+    pub(crate) fn linger(mut self) {
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
         }
     }
 

@@ -31,14 +31,14 @@ pub(super) enum Message {
 }
 
 /// The listening socket; its name is removed with it.
-pub(super) struct Listener {
+pub(crate) struct Listener {
     listener: UnixListener,
     path: PathBuf,
 }
 
 impl Listener {
     /// Listens in CRIU's work directory.
-    pub(super) fn bind(work_directory: &Path) -> io::Result<Self> {
+    pub(crate) fn bind(work_directory: &Path) -> io::Result<Self> {
         let directory = File::open(work_directory)?;
         let path = work_directory.join(NAME);
         let _ = std::fs::remove_file(&path);
