@@ -37,10 +37,10 @@ use crate::pages::PageRange;
 use crate::store::PageStore;
 use crate::tracker::{ObjectId, ObjectKind};
 use server::Server;
-pub(crate) use socket::Listener;
+pub(crate) use socket::{Listener, socket_path};
 
 /// How long [`Filler::restored`] waits for the content of shared memory, in seconds.
-const SHARED_TIMEOUT_S: u64 = 300;
+pub(crate) const SHARED_TIMEOUT_S: u64 = 300;
 
 #[derive(Debug, Error)]
 pub enum FillError {
@@ -150,6 +150,8 @@ enum Command {
 struct Status {
     progress: Progress,
     result: Option<Result<FillReport, FillError>>,
+    /// The thread holds no userfaultfd any more.
+    over: bool,
 }
 
 #[derive(Default)]
@@ -219,9 +221,10 @@ impl Filler {
     }
 
     /// Waits until no process is left that needs its userfaultfd: after an error that takes until they are gone.
-    pub(crate) fn linger(mut self) {
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
+    pub(crate) fn linger(&self) {
+        let mut status = self.shared.lock();
+        while !status.over {
+            status = self.shared.changed.wait(status).unwrap_or_else(PoisonError::into_inner);
         }
     }
 

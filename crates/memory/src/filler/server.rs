@@ -141,6 +141,9 @@ impl Server {
             let _ = rustix::event::poll(&mut fds, Some(&milliseconds(LOOK_MS)));
             let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
         }
+        self.spaces.clear();
+        self.shared.lock().over = true;
+        self.shared.changed.notify_all();
     }
 
     fn serve(&mut self) -> Result<FillReport> {

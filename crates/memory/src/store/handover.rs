@@ -18,7 +18,6 @@ use super::reserve::Adopted;
 use super::{BLOCK, Key, PAGES, PageStore, PoisonError, Stretch, lock, stretch_bytes};
 use crate::bytes::{Reader, Writer};
 use crate::pages::page_size;
-use crate::tracker::ObjectId;
 
 const PROCESS: u8 = 0;
 const OBJECT: u8 = 1;
@@ -125,6 +124,7 @@ fn read_key(index: &mut Reader<'_>) -> io::Result<Key> {
 mod tests {
     use super::super::{PageRange, StoreError};
     use super::*;
+    use crate::tracker::ObjectId;
 
     fn filled() -> PageStore {
         let store = PageStore::new().unwrap();
