@@ -65,7 +65,7 @@ pub enum Key {
 }
 
 /// All pages that have arrived and were not consumed. Can be shared between threads; those who fill different
-/// stretches do not wait for each other.
+/// stretches wait for each other only while the kernel takes a copy (256 KiB at most from `receive`).
 pub struct PageStore {
     spaces: RwLock<HashMap<Key, Arc<Space>>>,
     reserve: Arc<Reserve>,
