@@ -8,6 +8,8 @@
 //!   PageFilter ─▶ criu dump leaves those pages out           ▼
 //!                                    criu restore ◀──── Filler (lazy-pages.socket, shared memory)
 //! ```
+//!
+//! The filler must live as long as it fills: [`FillerProcess`] and [`serve_filler`] put it into a process of its own.
 
 mod bytes;
 mod filler;

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use common::{PAGE, root_or_skip, signal, victim_path};
-use godwit_memory::{FillError, FillerProcess, Key, PageStore, StoreError};
+use godwit_memory::{FillError, FillerProcess, Key, ObjectId, PageStore, StoreError};
 use nix::sys::signal::Signal;
 
 /// As in examples/victim/hold.rs.
@@ -197,6 +197,34 @@ fn it_goes_on_without_the_agent_while_processes_are_held() {
     assert_eq!(held.ask("finish"), "finished");
     assert_ends(pid);
     assert_eq!(held.ask("all"), "0");
+}
+
+#[test]
+fn processes_stand_still_rather_than_run_without_their_shared_memory() {
+    if !root_or_skip() {
+        return;
+    }
+    for with_agent in [true, false] {
+        let world = World::new();
+        let filler = world.start();
+        let store = store();
+        let object = Key::Object(ObjectId { device: 1, inode: 2, sysv: false });
+        store.put(object, 0, 0, &[7; PAGE]).unwrap();
+        filler.load(store).unwrap();
+        let mut held = Held::start(&world);
+        let pid = filler.pid();
+        let filler = with_agent.then_some(filler);
+        assert_eq!(held.ask("finish"), "finished");
+        if let Some(filler) = &filler {
+            let error = filler.wait(SOON).unwrap_err();
+            assert!(matches!(error, FillError::SharedUnplaced), "{error}");
+        }
+        held.tell("read 9");
+        assert_stays(pid);
+        held.kill();
+        assert_eq!(held.line(), "", "it has read something");
+        assert_ends(pid);
+    }
 }
 
 #[test]

@@ -67,6 +67,9 @@ pub enum FillError {
     },
     #[error("shared memory was not filled within {SHARED_TIMEOUT_S} s")]
     TimedOut,
+    /// [`Filler::restored`] was not called in time.
+    #[error("criu finished the restore before anybody said where the content of shared memory belongs")]
+    SharedUnplaced,
     #[error("filling was cancelled")]
     Cancelled,
     #[error("all restored processes have ended before the restore was finished")]
@@ -197,7 +200,7 @@ impl Filler {
         Ok(Self { shared, commands, wake, thread: Some(thread) })
     }
 
-    /// All processes are restored and still held; `uses` are all their mappings of shared objects. Returns when shared
+    /// All processes are restored and still held; to be called unless there is no shared memory. `uses` are all their mappings of shared objects. Returns when shared
     /// memory that can be reached past its mappings has its content. Background filling begins.
     pub fn restored(&self, uses: Vec<SharedUse>) -> Result<SharedReport, FillError> {
         let (answer, answered) = channel();

@@ -251,6 +251,10 @@ impl Server {
                 match receive(stream).map_err(FillError::Protocol)? {
                     Message::Process { inner_pid, uffd } => self.add(inner_pid, Userfaultfd::new(uffd), None)?,
                     Message::Zombie => {}
+                    // They must not run: shared memory would read as zero, and nothing would tell.
+                    Message::Finished if !self.placed && self.store.has_objects() => {
+                        return Err(FillError::SharedUnplaced);
+                    }
                     Message::Finished => {
                         self.finished = true;
                         self.begin();

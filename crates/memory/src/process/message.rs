@@ -41,6 +41,7 @@ const RESTORE_FAILED: u8 = 1;
 const TIMED_OUT: u8 = 2;
 const CANCELLED: u8 = 3;
 const GONE: u8 = 4;
+const SHARED_UNPLACED: u8 = 5;
 const OTHER: u8 = 0;
 
 impl Failure {
@@ -50,6 +51,7 @@ impl Failure {
             FillError::TimedOut => TIMED_OUT,
             FillError::Cancelled => CANCELLED,
             FillError::Gone => GONE,
+            FillError::SharedUnplaced => SHARED_UNPLACED,
             _ => OTHER,
         };
         let causes = std::iter::successors(Some(error as &dyn Error), |e: &&dyn Error| (*e).source());
@@ -66,6 +68,7 @@ impl Failure {
             TIMED_OUT => FillError::TimedOut,
             CANCELLED => FillError::Cancelled,
             GONE => FillError::Gone,
+            SHARED_UNPLACED => FillError::SharedUnplaced,
             _ => FillError::Remote(self.text.clone()),
         }
     }

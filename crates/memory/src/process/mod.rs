@@ -19,7 +19,8 @@
 //!
 //! If the agent goes away before [`FillerProcess::restored`], nobody says where the content of shared objects belongs.
 //! A criu that is driven over RPC fails then, for nobody answers its notification; the filler sees its connection
-//! close. A criu that goes on all the same would restore shared memory without content.
+//! close. If criu goes on all the same, and there is such content, that is an error like others, after which the
+//! processes stand still ([`FillError::SharedUnplaced`]).
 //!
 //! "Gone" is looked for twice a second. SIGHUP, SIGINT, SIGQUIT and SIGPIPE are ignored throughout, SIGTERM once there
 //! are pages; the process is in a session of its own, and the kernel is asked not to choose it when memory runs out.

@@ -15,7 +15,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::reserve::Adopted;
-use super::{BLOCK, Key, PAGES, PageStore, PoisonError, Stretch, lock, stretch_bytes};
+use super::space::{BLOCK, Stretch};
+use super::{Key, PAGES, PageStore, PoisonError, lock, stretch_bytes};
 use crate::bytes::{Reader, Writer};
 use crate::pages::page_size;
 
