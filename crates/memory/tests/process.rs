@@ -218,6 +218,9 @@ fn processes_stand_still_rather_than_run_without_their_shared_memory() {
         if let Some(filler) = &filler {
             let error = filler.wait(SOON).unwrap_err();
             assert!(matches!(error, FillError::SharedUnplaced), "{error}");
+        } else {
+            // Nobody tells when it has heard criu.
+            std::thread::sleep(Duration::from_millis(500));
         }
         held.tell("read 9");
         assert_stays(pid);

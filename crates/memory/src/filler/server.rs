@@ -161,11 +161,15 @@ impl Server {
                 self.report.longest_turn = self.report.longest_turn.max(turn.elapsed());
             }
             turn = Instant::now();
-            // Faults before anything else.
-            for event in events.iter().filter(|e| e.data.u64() >= FIRST_SPACE) {
-                self.take_events(event.data.u64())?;
+            // What criu says decides what faults mean; then faults before anything else.
+            let of = |wanted: fn(u64) -> bool| events.iter().map(|e| e.data.u64()).filter(move |key| wanted(*key));
+            for key in of(|key| key == STREAM) {
+                self.take_message(key)?;
             }
-            for key in events.iter().map(|e| e.data.u64()).filter(|key| *key < FIRST_SPACE) {
+            for key in of(|key| key >= FIRST_SPACE) {
+                self.take_events(key)?;
+            }
+            for key in of(|key| key < STREAM) {
                 self.take_message(key)?;
             }
             if self.shared.cancelled.load(Ordering::Acquire) {
