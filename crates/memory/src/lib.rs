@@ -8,12 +8,16 @@
 //!   PageFilter ─▶ criu dump leaves those pages out           ▼
 //!                                    criu restore ◀──── Filler (lazy-pages.socket, shared memory)
 //! ```
+//!
+//! The filler must live as long as it fills: [`FillerProcess`] and [`serve_filler`] put it into a process of its own.
 
+mod bytes;
 mod filler;
 mod filter;
 mod inject;
 mod maps;
 mod pages;
+mod process;
 mod read;
 mod store;
 mod sys;
@@ -24,6 +28,7 @@ pub use filter::{FilterError, PageFilter};
 pub use inject::InjectError;
 pub use maps::LeftToCriu;
 pub use pages::{PageRange, PageSet, is_zero, page_size};
+pub use process::{FillerProcess, filler_control, serve_filler};
 pub use read::{Content, PageReader, Piece, ReadError};
 pub use store::{Key, PageStore, StoreError};
 pub use tracker::{ObjectId, ObjectKind, ObjectPages, ProcessPages, Round, SharedMapping, Target, TrackError, Tracker};

@@ -30,6 +30,12 @@ impl PageRange {
         self.bytes() / page_size()
     }
 
+    /// The range in parts of at most `bytes`, a multiple of the page size.
+    pub(crate) fn steps(self, bytes: u64) -> impl Iterator<Item = Self> {
+        let starts = (self.start..self.end).step_by(bytes as usize);
+        starts.map(move |start| Self { start, end: self.end.min(start.saturating_add(bytes)) })
+    }
+
     pub(crate) fn overlap(self, other: Self) -> Option<Self> {
         Self::new(self.start.max(other.start), self.end.min(other.end))
     }

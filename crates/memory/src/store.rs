@@ -2,11 +2,15 @@
 //!
 //! A page lies where it will be used: 512 pages in a row (2 MiB of 4 KiB pages) share one stretch of reserved memory,
 //! each at its own place, so that a run of pages is a run of bytes for UFFDIO_COPY, and a later version overwrites an
-//! earlier one. Memory that was not sent costs nothing; for each stretch in use there are 1.2 KiB of books.
+//! earlier one. Memory that was not sent costs nothing; for each stretch in use there are 1.2 KiB of books. All of it
+//! is one file in memory, which another process can be given ([`FillerProcess::load`](crate::FillerProcess::load)).
 
+mod handover;
 mod reserve;
+mod space;
 
-use std::collections::{BTreeMap, HashMap};
+use std::cell::Cell;
+use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
@@ -14,14 +18,28 @@ use thiserror::Error;
 
 use crate::pages::{PageRange, page_size};
 use crate::tracker::ObjectId;
-use reserve::{Place, Reserve};
+use reserve::Reserve;
+pub(crate) use space::Space;
+use space::parts;
 
 /// Pages of one stretch.
 const PAGES: usize = 512;
+/// What is received at once, in bytes: it is to be still in the processor's cache when it is put away.
+const RECEIVE_BYTES: usize = 256 << 10;
+
+thread_local! {
+    /// What a thread receives into; kept, because new memory costs as much as what it is used for.
+    static BUFFER: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 #[derive(Debug, Error)]
 pub enum StoreError {
-    #[error("no address space is left for pages of {key:?}")]
+    #[error("a file in memory for pages could not be made")]
+    Create(#[source] io::Error),
+    /// Another process has the pages.
+    #[error("the pages were handed over: none of {key:?} are taken any more")]
+    HandedOver { key: Key },
+    #[error("no memory is left for pages of {key:?}")]
     Memory {
         key: Key,
         #[source]
@@ -48,40 +66,22 @@ pub enum Key {
 }
 
 /// All pages that have arrived and were not consumed. Can be shared between threads; those who fill different
-/// stretches do not wait for each other.
-#[derive(Default)]
+/// stretches wait for each other only while the kernel takes a copy (256 KiB at most from `receive`).
 pub struct PageStore {
     spaces: RwLock<HashMap<Key, Arc<Space>>>,
     reserve: Arc<Reserve>,
 }
 
-/// The pages of one key.
-pub(crate) struct Space {
-    stretches: RwLock<BTreeMap<u64, Arc<Mutex<Stretch>>>>,
-    reserve: Arc<Reserve>,
-}
-
-struct Stretch {
-    place: Place,
-    present: [u64; PAGES / 64],
-    /// For each page the round that said something about it last, plus one; 0: none did.
-    rounds: Box<[u16; PAGES]>,
-}
-
-/// A run of pages in memory.
-pub(crate) struct Run {
-    pub range: PageRange,
-    pub data: *const u8,
-}
-
 impl PageStore {
-    pub fn new() -> Self {
-        Self::default()
+    /// An empty store. Fails if there can be no file in memory (descriptors, memory).
+    pub fn new() -> Result<Self, StoreError> {
+        let reserve = Reserve::new().map_err(StoreError::Create)?;
+        Ok(Self { spaces: RwLock::default(), reserve: Arc::new(reserve) })
     }
 
-    /// Takes pages in: `receive` is given the place where they will stay and must fill all of it, for instance from a
-    /// socket. `round` counts from 0; pages of an earlier round than what is known are received and dropped. Pages that
-    /// `receive` fails on are unknown afterwards.
+    /// Takes pages in: `receive` is given a buffer, several times for a large range, and must fill all of it, for
+    /// instance from a socket. `round` counts from 0; pages of an earlier round than what is known are received and
+    /// dropped. Pages that `receive` fails on are unknown afterwards.
     pub fn receive(
         &self,
         key: Key,
@@ -91,27 +91,19 @@ impl PageStore {
     ) -> Result<(), StoreError> {
         check(key, range)?;
         let space = self.space(key);
-        for part in parts(range) {
-            let failed = |source| StoreError::Receive { key, start: part.start, source };
-            let stretch = space.stretch(part.start).map_err(|source| StoreError::Memory { key, source })?;
-            let mut stretch = lock(&stretch);
-            let pages = indices(part);
-            if pages.clone().any(|n| stretch.rounds[n] > round + 1) {
-                let mut aside = vec![0; part.bytes() as usize];
-                receive(&mut aside).map_err(failed)?;
-                for (n, page) in pages.zip(aside.chunks_exact(page_size() as usize)) {
-                    if stretch.rounds[n] <= round + 1 {
-                        stretch.bytes_mut(n, 1).copy_from_slice(page);
-                        stretch.set(n, round, true);
-                    }
-                }
-                continue;
-            }
-            pages.clone().for_each(|n| stretch.set(n, round, false));
-            receive(stretch.bytes_mut(pages.start, pages.len())).map_err(failed)?;
-            pages.for_each(|n| stretch.set(n, round, true));
-        }
-        Ok(())
+        // Not a mapping of the file: the kernel would clear each page before it is written, which takes twice as long
+        // as writing what lies in the processor's cache.
+        let mut buffer = BUFFER.take();
+        buffer.resize(RECEIVE_BYTES, 0);
+        let mut all = parts(range).flat_map(|part| part.steps(RECEIVE_BYTES as u64));
+        let result = all.try_for_each(|part| {
+            let bytes = &mut buffer[..part.bytes() as usize];
+            let received = receive(bytes).map_err(|source| StoreError::Receive { key, start: part.start, source });
+            space.take(key, part, round, received.is_ok().then_some(bytes))?;
+            received
+        });
+        BUFFER.set(buffer);
+        result
     }
 
     /// Takes a copy of pages.
@@ -119,11 +111,13 @@ impl PageStore {
         let end = start.checked_add(bytes.len() as u64);
         let range = end.and_then(|end| PageRange::new(start, end));
         let range = range.ok_or(StoreError::Unaligned { key, start, bytes: bytes.len() as u64 })?;
-        let mut at = 0;
-        self.receive(key, range, round, |place| {
-            place.copy_from_slice(&bytes[at..at + place.len()]);
-            at += place.len();
-            Ok(())
+        check(key, range)?;
+        let space = self.space(key);
+        let mut left = bytes;
+        parts(range).try_for_each(|part| {
+            let (these, others) = left.split_at(part.bytes() as usize);
+            left = others;
+            space.take(key, part, round, Some(these))
         })
     }
 
@@ -131,15 +125,7 @@ impl PageStore {
     pub fn forget(&self, key: Key, range: PageRange, round: u16) -> Result<(), StoreError> {
         check(key, range)?;
         let space = self.space(key);
-        for part in parts(range) {
-            let stretch = space.stretch(part.start).map_err(|source| StoreError::Memory { key, source })?;
-            let mut stretch = lock(&stretch);
-            for n in indices(part).filter(|n| stretch.rounds[*n] <= round + 1).collect::<Vec<_>>() {
-                stretch.set(n, round, false);
-                stretch.release(n, 1);
-            }
-        }
-        Ok(())
+        parts(range).try_for_each(|part| space.forget(key, part, round))
     }
 
     /// Drops everything known of a process or an object.
@@ -153,109 +139,18 @@ impl PageStore {
         spaces.values().map(|s| s.bytes()).sum()
     }
 
+    /// Whether there are pages of shared objects.
+    pub(crate) fn has_objects(&self) -> bool {
+        let spaces = self.spaces.read().unwrap_or_else(PoisonError::into_inner);
+        spaces.iter().any(|(key, space)| matches!(key, Key::Object(_)) && space.bytes() > 0)
+    }
+
     pub(crate) fn space(&self, key: Key) -> Arc<Space> {
         if let Some(space) = self.spaces.read().unwrap_or_else(PoisonError::into_inner).get(&key) {
             return Arc::clone(space);
         }
         let mut spaces = self.spaces.write().unwrap_or_else(PoisonError::into_inner);
-        let new = || Space { stretches: RwLock::default(), reserve: Arc::clone(&self.reserve) };
-        Arc::clone(spaces.entry(key).or_insert_with(|| Arc::new(new())))
-    }
-}
-
-impl Space {
-    fn stretch(&self, address: u64) -> io::Result<Arc<Mutex<Stretch>>> {
-        let number = address / stretch_bytes();
-        if let Some(stretch) = self.stretches.read().unwrap_or_else(PoisonError::into_inner).get(&number) {
-            return Ok(Arc::clone(stretch));
-        }
-        let mut stretches = self.stretches.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some(stretch) = stretches.get(&number) {
-            return Ok(Arc::clone(stretch));
-        }
-        let new = Stretch { place: self.reserve.take()?, present: [0; 8], rounds: Box::new([0; PAGES]) };
-        Ok(Arc::clone(stretches.entry(number).or_insert(Arc::new(Mutex::new(new)))))
-    }
-
-    pub(crate) fn bytes(&self) -> u64 {
-        let stretches = self.stretches.read().unwrap_or_else(PoisonError::into_inner);
-        let pages: u64 =
-            stretches.values().map(|s| lock(s).present.iter().map(|w| u64::from(w.count_ones())).sum::<u64>()).sum();
-        pages * page_size()
-    }
-
-    /// Shows the first run of held pages in `within` to `with`, at most `limit` bytes of it; they stay where they are
-    /// meanwhile. `None` if there is none.
-    pub(crate) fn first_run<T>(&self, within: PageRange, limit: u64, with: impl FnOnce(Run) -> T) -> Option<T> {
-        let first = within.start / stretch_bytes();
-        let last = (within.end - 1) / stretch_bytes();
-        // One stretch at a time, so that the map is not locked meanwhile.
-        let mut number = first;
-        loop {
-            let (at, stretch) = {
-                let stretches = self.stretches.read().unwrap_or_else(PoisonError::into_inner);
-                let (at, stretch) = stretches.range(number..=last).next()?;
-                (*at, Arc::clone(stretch))
-            };
-            let base = at * stretch_bytes();
-            let part = within.overlap(PageRange { start: base, end: base.saturating_add(stretch_bytes()) });
-            if let Some(part) = part {
-                let stretch = lock(&stretch);
-                let mut pages = indices(part);
-                if let Some(start) = pages.find(|n| stretch.holds(*n)) {
-                    let most = (limit / page_size()).max(1) as usize;
-                    let end = 1 + start + pages.take(most - 1).take_while(|n| stretch.holds(*n)).count();
-                    let range =
-                        PageRange { start: base + start as u64 * page_size(), end: base + end as u64 * page_size() };
-                    let data = stretch.place.page(start).cast_const();
-                    return Some(with(Run { range, data }));
-                }
-            }
-            if at == last {
-                return None;
-            }
-            number = at + 1;
-        }
-    }
-
-    /// Gives the memory of pages back.
-    pub(crate) fn release(&self, range: PageRange) {
-        for part in parts(range) {
-            let found = {
-                let stretches = self.stretches.read().unwrap_or_else(PoisonError::into_inner);
-                stretches.get(&(part.start / stretch_bytes())).map(Arc::clone)
-            };
-            let Some(found) = found else { continue };
-            let mut stretch = lock(&found);
-            let pages = indices(part);
-            stretch.release(pages.start, pages.len());
-            pages.for_each(|n| stretch.present[n / 64] &= !(1 << (n % 64)));
-        }
-    }
-}
-
-impl Stretch {
-    fn holds(&self, page: usize) -> bool {
-        self.present[page / 64] >> (page % 64) & 1 == 1
-    }
-
-    fn set(&mut self, page: usize, round: u16, present: bool) {
-        self.rounds[page] = round + 1;
-        let bit = 1 << (page % 64);
-        if present {
-            self.present[page / 64] |= bit;
-        } else {
-            self.present[page / 64] &= !bit;
-        }
-    }
-
-    fn bytes_mut(&mut self, page: usize, pages: usize) -> &mut [u8] {
-        // SAFETY: the place is ours alone, whoever reads it holds our lock, and the pages are within it.
-        unsafe { std::slice::from_raw_parts_mut(self.place.page(page), pages * page_size() as usize) }
-    }
-
-    fn release(&mut self, page: usize, pages: usize) {
-        self.place.release(page, pages);
+        Arc::clone(spaces.entry(key).or_insert_with(|| Arc::new(Space::new(Arc::clone(&self.reserve)))))
     }
 }
 
@@ -273,23 +168,6 @@ fn check(key: Key, range: PageRange) -> Result<(), StoreError> {
         return Ok(());
     }
     Err(StoreError::Unaligned { key, start: range.start, bytes: range.end.saturating_sub(range.start) })
-}
-
-/// The range in parts that lie in one stretch each.
-fn parts(range: PageRange) -> impl Iterator<Item = PageRange> {
-    let mut start = range.start;
-    std::iter::from_fn(move || {
-        let end = (start / stretch_bytes() + 1) * stretch_bytes();
-        let part = PageRange::new(start, range.end.min(end))?;
-        start = part.end;
-        Some(part)
-    })
-}
-
-/// The numbers of a part's pages in their stretch.
-fn indices(part: PageRange) -> std::ops::Range<usize> {
-    let first = (part.start % stretch_bytes() / page_size()) as usize;
-    first..first + part.pages() as usize
 }
 
 #[cfg(test)]
@@ -320,7 +198,7 @@ mod tests {
 
     #[test]
     fn the_latest_round_wins_in_whatever_order() {
-        let store = PageStore::new();
+        let store = PageStore::new().unwrap();
         store.put(KEY, at(510), 3, &page(3, 4)).unwrap();
         store.put(KEY, at(509), 1, &page(1, 3)).unwrap();
         store.forget(KEY, PageRange { start: at(513), end: at(514) }, 4).unwrap();
@@ -331,7 +209,7 @@ mod tests {
 
     #[test]
     fn runs_end_at_holes_limits_and_stretches() {
-        let store = PageStore::new();
+        let store = PageStore::new().unwrap();
         store.put(KEY, at(500), 0, &page(1, 100)).unwrap();
         let space = store.space(KEY);
         let run =
@@ -345,22 +223,33 @@ mod tests {
 
     #[test]
     fn consumed_memory_is_given_back() {
-        let resident = || {
-            let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
-            statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap()
-        };
-        let store = PageStore::new();
-        let before = resident();
+        let store = PageStore::new().unwrap();
+        let held = || store.reserve.held_bytes().unwrap();
         store.put(KEY, 0, 0, &page(9, 16 * 512)).unwrap();
-        assert!(resident() > before + 15 * 512);
-        store.space(KEY).release(PageRange { start: 0, end: at(16 * 512) });
-        assert!(resident() < before + 512, "{} pages more", resident() - before);
-        assert_eq!(store.bytes(), 0);
+        assert_eq!(held(), at(16 * 512));
+        let space = store.space(KEY);
+        // Another mapping of a page does not keep it.
+        // SAFETY: the run's first byte is there while the closure runs.
+        let first =
+            space.first_run(PageRange { start: 0, end: at(1) }, at(1), |run| unsafe { run.data.read_volatile() });
+        assert_eq!(first, Some(9));
+        space.release(PageRange { start: at(1), end: at(64) });
+        assert_eq!(held(), at(16 * 512), "a block is used up as a whole");
+        space.release(PageRange { start: 0, end: at(1) });
+        assert_eq!(held(), at(16 * 512 - 64));
+        space.release(PageRange { start: at(64), end: at(16 * 512) });
+        assert_eq!((held(), store.bytes()), (0, 0));
+        store.put(KEY, 0, 0, &page(9, 10)).unwrap();
+        store.forget(KEY, PageRange { start: at(2), end: at(4) }, 0).unwrap();
+        assert_eq!(held(), at(8));
+        drop(space);
+        store.drop_key(KEY);
+        assert_eq!(held(), 0);
     }
 
     #[test]
     fn what_fails_on_the_way_is_unknown() {
-        let store = PageStore::new();
+        let store = PageStore::new().unwrap();
         let range = PageRange { start: 0, end: at(2) };
         store.put(KEY, 0, 0, &page(5, 2)).unwrap();
         let cut = store.receive(KEY, range, 1, |_| Err(io::Error::from(io::ErrorKind::ConnectionReset)));

@@ -16,7 +16,7 @@ const PAGES: u64 = 8 * 512;
 const UNKNOWN: u64 = 5;
 
 fn store(pid: i32) -> Arc<PageStore> {
-    let store = PageStore::new();
+    let store = PageStore::new().unwrap();
     for page in (0..PAGES).filter(|n| n % 8 != UNKNOWN) {
         let mut content = [0; PAGE];
         content[..8].copy_from_slice(&(page + 1).to_ne_bytes());
@@ -67,7 +67,7 @@ fn memory_is_right_while_it_changes_3() {
 #[test]
 fn a_restore_that_breaks_off_is_told() {
     let directory = tempfile::tempdir().unwrap();
-    let filler = Filler::listen(directory.path(), Arc::new(PageStore::new())).unwrap();
+    let filler = Filler::listen(directory.path(), Arc::new(PageStore::new().unwrap())).unwrap();
     drop(std::os::unix::net::UnixStream::connect(directory.path().join("lazy-pages.socket")).unwrap());
     let error = filler.wait(Duration::from_secs(10)).unwrap_err();
     assert!(matches!(error, FillError::RestoreFailed), "{error}");
@@ -78,7 +78,7 @@ fn it_can_be_cancelled_at_once() {
     let directory = tempfile::tempdir().unwrap();
     let count = || std::fs::read_dir("/proc/self/fd").unwrap().count();
     let before = count();
-    let filler = Filler::listen(directory.path(), Arc::new(PageStore::new())).unwrap();
+    let filler = Filler::listen(directory.path(), Arc::new(PageStore::new().unwrap())).unwrap();
     assert!(filler.wait(Duration::from_millis(20)).unwrap().is_none());
     let began = Instant::now();
     drop(filler);

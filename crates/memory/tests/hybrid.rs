@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use common::{root_or_skip, victim_path};
 use godwit_memory::{
-    Content, FillReport, Filler, Key, ObjectKind, PageFilter, PageReader, PageSet, PageStore, Round, SharedReport,
-    SharedUse, Target, Tracker,
+    Content, FillReport, Filler, FillerProcess, Key, ObjectKind, PageFilter, PageReader, PageSet, PageStore, Round,
+    SharedReport, SharedUse, Target, Tracker,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -183,6 +183,8 @@ fn uses(last: &Round) -> Vec<SharedUse> {
 
 struct Figures {
     sent: Vec<u64>,
+    /// To read and store what the first round sends: nearly everything.
+    first_copy: Duration,
     /// Objects whose content had to be compared in the last round.
     compared: usize,
     last_round: Duration,
@@ -251,19 +253,77 @@ fn restore(world: &World, held: impl FnOnce()) -> Duration {
     reached + began.elapsed()
 }
 
-fn carried_past_criu(private_mib: usize, shared_mib: usize) -> Figures {
+/// Where the filler runs.
+enum Place {
+    Here,
+    Process,
+    /// In a process that is left alone as soon as the restore is through, with this much still to come.
+    Alone {
+        left_bytes: u64,
+    },
+}
+
+enum AnyFiller {
+    Here(Filler),
+    Process(FillerProcess),
+}
+
+impl AnyFiller {
+    fn start(place: &Place, world: &World, store: Arc<PageStore>) -> AnyFiller {
+        if matches!(place, Place::Here) {
+            return AnyFiller::Here(Filler::listen(&world.path("work"), store).unwrap());
+        }
+        let mut command = Command::new(victim_path());
+        command.arg("filler").arg(world.path("work"));
+        let filler = FillerProcess::start(command, &world.path("work")).unwrap();
+        let (bytes, began) = (store.bytes(), Instant::now());
+        filler.load(store).unwrap();
+        eprintln!("{} MiB handed over in {:?}", bytes >> 20, began.elapsed());
+        AnyFiller::Process(filler)
+    }
+
+    fn restored(&self, uses: Vec<SharedUse>) -> SharedReport {
+        match self {
+            AnyFiller::Here(filler) => filler.restored(uses).unwrap(),
+            AnyFiller::Process(filler) => filler.restored(uses).unwrap(),
+        }
+    }
+
+    fn wait(&self) -> FillReport {
+        let limit = Duration::from_secs(60);
+        let report = match self {
+            AnyFiller::Here(filler) => filler.wait(limit).unwrap(),
+            AnyFiller::Process(filler) => filler.wait(limit).unwrap(),
+        };
+        report.expect("everything is filled")
+    }
+}
+
+fn wait_for_end(pid: i32) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while Path::new(&format!("/proc/{pid}")).exists() {
+        assert!(Instant::now() < deadline, "{pid} does not end");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+fn carried_past_criu(private_mib: usize, shared_mib: usize, place: &Place) -> Figures {
     // Restored processes are adopted by the nearest reaper: us, so that they can be waited for.
     nix::sys::prctl::set_child_subreaper(true).unwrap();
     let world = World::start(private_mib, shared_mib);
     world.wait_for_turns(2);
-    let store = Arc::new(PageStore::new());
+    let store = Arc::new(PageStore::new().unwrap());
     let filter = PageFilter::install(world.directory.path()).unwrap();
     let mut tracker = Tracker::new().unwrap();
-    let mut sent = Vec::new();
+    let (mut sent, mut first_copy) = (Vec::new(), Duration::ZERO);
     for number in 0..4 {
         let round = tracker.round(&world.pids(), Target::Running).unwrap();
         assert!(round.processes.iter().all(|p| p.untracked.is_none()), "{round:?}");
+        let began = Instant::now();
         sent.push(send(&tracker, &round, number, &store));
+        if number == 0 {
+            first_copy = began.elapsed();
+        }
     }
     world.signal_all(Signal::SIGSTOP);
     while !world.pids().iter().all(|pid| stopped(*pid)) {
@@ -285,19 +345,27 @@ fn carried_past_criu(private_mib: usize, shared_mib: usize) -> Figures {
     for process in &last.processes {
         nix::sys::wait::waitpid(Pid::from_raw(process.pid), None).unwrap();
     }
-    let filler = Filler::listen(&world.path("work"), Arc::clone(&store)).unwrap();
-    let mut shared = SharedReport::default();
+    let held_bytes = store.bytes();
+    let mut filler = Some(AnyFiller::start(place, &world, Arc::clone(&store)));
+    let (mut shared, mut alone) = (SharedReport::default(), None);
     let restore = restore(&world, || {
-        shared = filler.restored(uses(&last)).unwrap();
+        shared = filler.as_ref().unwrap().restored(uses(&last));
+        if let (Place::Alone { left_bytes }, Some(AnyFiller::Process(process))) = (place, &filler) {
+            let filled = process.progress().unwrap().filled_bytes;
+            assert!(filled + left_bytes <= held_bytes, "{filled} of {held_bytes} bytes are filled already");
+            alone = Some(process.pid());
+            filler = None;
+        }
     });
     world.signal_all(Signal::SIGCONT);
-    let fill = filler.wait(Duration::from_secs(60)).unwrap().expect("everything is filled");
+    let fill = filler.as_ref().map(AnyFiller::wait).unwrap_or_default();
+    alone.into_iter().for_each(wait_for_end);
     let longest = |report: Vec<[u64; 3]>| report.iter().map(|r| r[2]).max().unwrap();
     world.wait_for_turns(60);
     let longest_access_us = longest(world.report());
     assert!(world.report().iter().zip(&before).all(|(now, then)| now[0] > then[0]));
     drop(filler);
-    assert_eq!(store.bytes(), 0, "all pages are consumed");
+    assert_eq!((store.bytes(), fill.left_bytes), (0, 0), "all pages are consumed");
     let registered = world.pids().into_iter().any(|pid| {
         let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).unwrap();
         smaps.lines().any(|l| l.starts_with("VmFlags:") && l.contains(" um"))
@@ -308,7 +376,19 @@ fn carried_past_criu(private_mib: usize, shared_mib: usize) -> Figures {
         eprintln!("{:?} compared {} pages {} of {}", o.kind, o.compared, o.pages.pages(), o.size_bytes / 4096);
     }
     let compared = last.objects.iter().filter(|o| o.compared).count();
-    Figures { sent, compared, last_round, last_copy, dump, image_bytes, restore, shared, fill, longest_access_us }
+    Figures {
+        sent,
+        first_copy,
+        compared,
+        last_round,
+        last_copy,
+        dump,
+        image_bytes,
+        restore,
+        shared,
+        fill,
+        longest_access_us,
+    }
 }
 
 fn stopped(pid: i32) -> bool {
@@ -320,9 +400,10 @@ fn show(name: &str, figures: &Figures) {
     let sent: Vec<_> = figures.sent.iter().map(|bytes| mib(*bytes)).collect();
     let (fill, shared) = (&figures.fill, &figures.shared);
     eprintln!(
-        "{name}: rounds {sent:?} MiB, last {:?} ({} objects compared) + {:?} to copy; dump {:?}, {} KiB of images; restore {:?}; \
+        "{name}: rounds {sent:?} MiB, {:?} to copy the first, last {:?} ({} objects compared) + {:?} to copy; dump {:?}, {} KiB of images; restore {:?}; \
          shared {} MiB in {:?}, {} MiB later; filled {} MiB in {:?}, {} faults ({} zero), longest turn {:?}; \
          programs waited for memory {} µs at most",
+        figures.first_copy,
         figures.last_round,
         figures.compared,
         figures.last_copy,
@@ -346,11 +427,26 @@ fn memory_goes_past_criu_and_nothing_is_lost() {
     if !root_or_skip() {
         return;
     }
-    let small = carried_past_criu(64, 16);
+    let small = carried_past_criu(64, 16, &Place::Process);
     show("64 MiB private, 16 MiB shared", &small);
     assert!(small.image_bytes < 4 << 20, "the image has {} bytes", small.image_bytes);
     assert_eq!(small.fill.unplaced_pages, 0);
-    let large = carried_past_criu(1024, 256);
+    let large = carried_past_criu(1024, 256, &Place::Process);
     show("1 GiB private, 256 MiB shared", &large);
     assert!(large.image_bytes < small.image_bytes * 2, "{} bytes, small {}", large.image_bytes, small.image_bytes);
+}
+
+#[test]
+fn nothing_is_lost_with_the_filler_in_this_process() {
+    if root_or_skip() {
+        show("64 MiB private, 16 MiB shared, filled from here", &carried_past_criu(64, 16, &Place::Here));
+    }
+}
+
+#[test]
+fn nothing_is_lost_without_the_agent() {
+    if root_or_skip() {
+        let alone = carried_past_criu(256, 64, &Place::Alone { left_bytes: 64 << 20 });
+        show("256 MiB private, 64 MiB shared, left alone", &alone);
+    }
 }

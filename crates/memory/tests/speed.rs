@@ -3,48 +3,50 @@
 
 mod common;
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use common::{Victim, root_or_skip};
-use godwit_memory::{Target, Tracker};
+use godwit_memory::{Key, PageStore, Target, Tracker};
 
 /// Memory of the program, in MiB.
 const MIB: usize = 1024;
-/// Reports of the program in each part of the measurement; one comes every 250 ms.
-const REPORTS: usize = 6;
+/// Reports of the program in each turn; one comes every 250 ms.
+const REPORTS: usize = 4;
 /// What of a thousand writes goes anywhere, and the time between rounds in milliseconds (what copying takes). Tracking
 /// costs a fault for each page that is written in a round: the first load writes some 500 MB/s of different pages,
 /// which no move could follow, and is here to see the price; the second is a busy store.
 const LOADS: [(u32, u64); 4] = [(100, 100), (100, 250), (10, 100), (10, 250)];
 /// What the bound holds for.
 const BOUND: (u32, u64) = (10, 100);
-/// Comparisons for each; the machine is shared, and each has its own two halves.
-const TIMES: usize = 2;
+/// Turns with and without tracking, one after the other, for what is bounded and for the others. Of each kind the best
+/// counts: other programs on the machine take from both, and never give.
+const TURNS: (usize, usize) = (8, 2);
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }
 
-#[test]
-fn a_tracked_program_keeps_its_speed() {
-    if !root_or_skip() {
-        return;
-    }
-    let mut best = 0.0f64;
-    for (cold, between_ms) in LOADS.into_iter().flat_map(|load| [load; TIMES]) {
-        let mut victim = Victim::start(&["speed", &MIB.to_string(), &cold.to_string()]);
-        let plain = median((0..REPORTS).map(|_| victim.line().parse().unwrap()).collect());
-        let mut tracker = Tracker::new().unwrap();
-        let began = Instant::now();
-        let first = tracker.round(&[victim.pid()], Target::Running).unwrap();
-        let first_time = began.elapsed();
-        let pid = victim.pid();
-        let end = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let ended = end.clone();
-        let rounds = std::thread::spawn(move || {
+/// What the program does in a turn, in operations per second: all of it, so that no round of tracking falls outside.
+fn turn(victim: &mut Victim) -> f64 {
+    // The first report covers time before the turn.
+    victim.line();
+    (0..REPORTS).map(|_| victim.line().parse::<f64>().unwrap()).sum::<f64>() / REPORTS as f64
+}
+
+/// A turn with a round each `between_ms`.
+fn tracked_turn(victim: &mut Victim, between_ms: u64) -> (f64, String) {
+    let pid = victim.pid();
+    let mut tracker = Tracker::new().unwrap();
+    let began = Instant::now();
+    let first = tracker.round(&[pid], Target::Running).unwrap();
+    let first_time = began.elapsed();
+    let end = AtomicBool::new(false);
+    std::thread::scope(|threads| {
+        let rounds = threads.spawn(|| {
             let (mut pages, mut times) = (Vec::new(), Vec::new());
-            while !ended.load(std::sync::atomic::Ordering::Relaxed) {
+            while !end.load(Ordering::Relaxed) {
                 std::thread::sleep(Duration::from_millis(between_ms));
                 let began = Instant::now();
                 let round = tracker.round(&[pid], Target::Running).unwrap();
@@ -53,21 +55,54 @@ fn a_tracked_program_keeps_its_speed() {
             }
             (median(pages), median(times))
         });
-        // The first report covers time before the tracking.
-        victim.line();
-        let tracked = median((0..REPORTS).map(|_| victim.line().parse().unwrap()).collect());
-        end.store(true, std::sync::atomic::Ordering::Relaxed);
+        let speed = turn(victim);
+        end.store(true, Ordering::Relaxed);
         let (pages, ms) = rounds.join().unwrap();
-        eprintln!(
-            "{MIB} MiB, {cold} ‰ cold, a round each {between_ms} ms: first round {} pages in {first_time:?} (stopped {:?}), later {pages} pages in {ms:.1} ms; \
-             {plain:.0} operations/s alone, {tracked:.0} tracked: {:.1} %",
-            first.processes[0].pages.pages(),
-            first.processes[0].stopped,
-            tracked / plain * 100.0,
+        let (all, stopped) = (first.processes[0].pages.pages(), first.processes[0].stopped);
+        let text = format!(
+            "first round {all} pages in {first_time:?} (stopped {stopped:?}), later {pages} pages in {ms:.1} ms"
         );
-        if (cold, between_ms) == BOUND {
-            best = best.max(tracked / plain);
-        }
+        (speed, text)
+    })
+}
+
+#[test]
+fn a_tracked_program_keeps_its_speed() {
+    if !root_or_skip() {
+        return;
     }
-    assert!(best >= 0.9, "at best {:.1} % of its speed is left", best * 100.0);
+    for (cold, between_ms) in LOADS {
+        let bounded = (cold, between_ms) == BOUND;
+        let mut victim = Victim::start(&["speed", &MIB.to_string(), &cold.to_string()]);
+        let (mut plain, mut tracked, mut rounds) = (0.0f64, 0.0f64, String::new());
+        for _ in 0..if bounded { TURNS.0 } else { TURNS.1 } {
+            plain = plain.max(turn(&mut victim));
+            let (speed, text) = tracked_turn(&mut victim, between_ms);
+            tracked = tracked.max(speed);
+            rounds = text;
+        }
+        let left = tracked / plain;
+        eprintln!(
+            "{MIB} MiB, {cold} ‰ cold, a round each {between_ms} ms: {rounds}; \
+             {plain:.0} operations/s alone, {tracked:.0} tracked: {:.1} %",
+            left * 100.0
+        );
+        assert!(!bounded || left >= 0.9, "at best {:.1} % of its speed is left", left * 100.0);
+    }
+}
+
+/// Says how fast pages are taken in, which must be faster than any network; 1 GiB at the time, the best of three.
+#[test]
+fn pages_are_taken_in_faster_than_they_arrive() {
+    let piece = vec![0x5a; 1 << 20];
+    let mut best = Duration::MAX;
+    for _ in 0..3 {
+        let store = PageStore::new().unwrap();
+        let began = Instant::now();
+        (0..1024u64).for_each(|n| store.put(Key::Process(1), n << 20, 0, &piece).unwrap());
+        best = best.min(began.elapsed());
+        assert_eq!(store.bytes(), 1 << 30);
+    }
+    eprintln!("1 GiB taken in within {best:?}");
+    assert!(best < Duration::from_secs(4), "{best:?} for 1 GiB");
 }

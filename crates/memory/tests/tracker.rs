@@ -3,10 +3,11 @@
 
 mod common;
 
+use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use common::{Model, Victim, root_or_skip, signal};
-use godwit_memory::{Target, Tracker};
+use godwit_memory::{Round, Target, Tracker};
 use nix::sys::signal::Signal;
 
 /// Rounds while the program runs, before the last one.
@@ -71,7 +72,26 @@ fn no_page_is_lost_whatever_a_program_does_3() {
     nothing_is_lost(0x00c0_ffee);
 }
 
-/// Arms a process again and again while it waits; what its system call says and how long it took in milliseconds.
+/// Where examples/victim/scatter.rs counts its writes.
+const COUNTER: u64 = 0x5000_0000_0000;
+/// So many writes to 8192 pages hit some 1780 different ones.
+const WRITES: u64 = 2_000;
+
+/// Waits until the program has written that much more, however little it gets to run.
+fn wait_for_writes(victim: &Victim) {
+    let memory = std::fs::File::open(format!("/proc/{}/mem", victim.pid())).unwrap();
+    let written = || {
+        let mut number = [0; 8];
+        memory.read_exact_at(&mut number, COUNTER).unwrap();
+        u64::from_ne_bytes(number)
+    };
+    let (before, deadline) = (written(), Instant::now() + Duration::from_secs(30));
+    while written() < before + WRITES {
+        assert!(Instant::now() < deadline, "the program does not run");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
 /// One look at such memory takes the kernel several turns, between which the program goes on writing.
 #[test]
 fn what_is_written_between_two_turns_of_a_scan_is_told() {
@@ -80,20 +100,30 @@ fn what_is_written_between_two_turns_of_a_scan_is_told() {
     }
     let victim = Victim::start(&["scatter", "64"]);
     let (mut tracker, mut model) = (Tracker::new().unwrap(), Model::default());
-    for _ in 0..10 {
-        for _ in 0..3 {
+    let enough = |round: &Round| {
+        let runs = round.processes[0].pages.ranges().len();
+        assert!(runs > 1024, "{runs} runs do not fill the kernel's buffer of 512 twice");
+    };
+    for time in 0..10 {
+        for again in 0..3 {
             let round = tracker.round(&victim.pids(), Target::Running).unwrap();
+            // The first of all finds one run: everything.
+            if (time, again) != (0, 0) {
+                enough(&round);
+            }
             model.take(&tracker, &round);
+            wait_for_writes(&victim);
         }
         let last = tracker.round(&victim.freeze(), Target::Frozen).unwrap();
-        let runs = last.processes[0].pages.ranges().len();
-        assert!(runs > 1024, "{runs} runs do not fill the kernel's buffer of 512 twice");
+        enough(&last);
         model.take(&tracker, &last);
         model.compare(&last);
         victim.thaw();
+        wait_for_writes(&victim);
     }
 }
 
+/// Arms a process again and again while it waits; what its system call says and how long it took in milliseconds.
 fn interrupted_while(kind: &str) -> (i64, i64, i64) {
     let mut victim = Victim::start(&["wait", kind]);
     let end = Instant::now() + Duration::from_millis(550);

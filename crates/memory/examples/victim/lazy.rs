@@ -18,6 +18,8 @@ pub const AREAS: usize = 8;
 pub const PAGES: usize = 512;
 /// Pages of which this is the remainder by 8 are not in the store.
 pub const UNKNOWN: usize = 5;
+/// criu's word for a restore that is finished.
+pub const FINISHED: u32 = 0x5253_5446;
 const STEPS: usize = 3_000;
 
 struct Area {
@@ -29,21 +31,27 @@ struct Area {
 pub fn run(socket: &str, seed: u64) {
     let mut areas: Vec<Area> = (0..AREAS).map(area).collect();
     let uffd = register(&areas);
+    let mut stream = hand_out(socket, std::process::id(), &uffd);
+    drop(uffd);
+    let mut random = Random(seed);
+    // Some before everything "runs", as CRIU's restorer does.
+    (0..50).for_each(|_| check(&mut random, &mut areas));
+    stream.write_all(&FINISHED.to_ne_bytes()).unwrap();
+    drop(stream);
+    churn(&mut random, areas, true);
+    println!("good");
+}
+
+/// As criu does.
+pub fn hand_out(socket: &str, inner_pid: u32, uffd: &OwnedFd) -> UnixStream {
     let mut stream = UnixStream::connect(socket).unwrap();
-    stream.write_all(&std::process::id().to_ne_bytes()).unwrap();
+    stream.write_all(&inner_pid.to_ne_bytes()).unwrap();
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let fds = [uffd.as_fd()];
     assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
     sendmsg(&stream, &[IoSlice::new(b"x")], &mut control, SendFlags::empty()).unwrap();
-    drop(uffd);
-    let mut random = Random(seed);
-    // Some before everything "runs", as CRIU's restorer does.
-    (0..50).for_each(|_| check(&mut random, &mut areas));
-    stream.write_all(&0x5253_5446u32.to_ne_bytes()).unwrap();
-    drop(stream);
-    churn(&mut random, areas, true);
-    println!("good");
+    stream
 }
 
 fn area(number: usize) -> Area {
@@ -61,6 +69,17 @@ fn area(number: usize) -> Area {
 }
 
 fn register(areas: &[Area]) -> OwnedFd {
+    let ranges: Vec<_> = areas.iter().map(|a| (a.base, PAGES)).collect();
+    let uffd = register_ranges(&ranges);
+    for area in areas {
+        // SAFETY: a mapping of ours becomes writable.
+        unsafe { libc::mprotect(area.base.cast(), PAGES * PAGE, libc::PROT_READ | libc::PROT_WRITE) };
+    }
+    uffd
+}
+
+/// Mappings of ours, each with its pages.
+pub fn register_ranges(ranges: &[(*mut u8, usize)]) -> OwnedFd {
     // SAFETY: userfaultfd takes flags; the result is a new descriptor.
     let uffd = unsafe {
         let fd = libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC | libc::O_NONBLOCK);
@@ -71,12 +90,10 @@ fn register(areas: &[Area]) -> OwnedFd {
     let mut api = [0xaau64, 1 << 1 | 1 << 2 | 1 << 3 | 1 << 6, 0];
     // SAFETY: struct uffdio_api has three words.
     assert_eq!(unsafe { libc::ioctl(uffd.as_raw_fd(), 0xc018_aa3f, api.as_mut_ptr()) }, 0);
-    for area in areas {
-        let mut register = [area.base as u64, (PAGES * PAGE) as u64, 1, 0];
+    for (base, pages) in ranges {
+        let mut register = [*base as u64, (pages * PAGE) as u64, 1, 0];
         // SAFETY: struct uffdio_register has four words.
         assert_eq!(unsafe { libc::ioctl(uffd.as_raw_fd(), 0xc020_aa00, register.as_mut_ptr()) }, 0);
-        // SAFETY: a mapping of ours becomes writable.
-        unsafe { libc::mprotect(area.base.cast(), PAGES * PAGE, libc::PROT_READ | libc::PROT_WRITE) };
     }
     uffd
 }

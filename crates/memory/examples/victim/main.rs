@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test program")]
 
 mod churn;
+mod hold;
 mod lazy;
 mod memory;
 mod scatter;
@@ -18,6 +19,11 @@ fn main() {
         ["wait", kind] => wait::run(kind),
         ["signals"] => wait::count_signals(),
         ["lazy", socket, seed] => lazy::run(socket, seed.parse().unwrap()),
+        ["hold", socket, inner_pid] => hold::run(socket, inner_pid.parse().unwrap()),
+        ["filler", directory] => {
+            let control = godwit_memory::filler_control().unwrap();
+            godwit_memory::serve_filler(control, std::path::Path::new(directory)).unwrap();
+        }
         ["speed", mib, cold] => speed::run(mib.parse().unwrap(), cold.parse().unwrap()),
         ["tree", report, private_mib, shared_mib] => {
             tree::run(report, private_mib.parse().unwrap(), shared_mib.parse().unwrap());

@@ -12,7 +12,7 @@
 //!
 //! Once all is there the userfaultfds are closed, which makes the processes ordinary ones. Until then they must not
 //! run without the filler: **the pages still missing would read as zero**. So after an error the descriptors stay open
-//! until the [`Filler`] is dropped, and who drops it early kills the processes first.
+//! until the processes are gone or the [`Filler`] is dropped, and who drops it early kills the processes first.
 //!
 //! One case is not told apart: madvise(MADV_REMOVE) of shared memory while it is being filled counts as
 //! MADV_DONTNEED, which keeps the content.
@@ -37,10 +37,10 @@ use crate::pages::PageRange;
 use crate::store::PageStore;
 use crate::tracker::{ObjectId, ObjectKind};
 use server::Server;
-use socket::Listener;
+pub(crate) use socket::{Listener, socket_path};
 
 /// How long [`Filler::restored`] waits for the content of shared memory, in seconds.
-const SHARED_TIMEOUT_S: u64 = 300;
+pub(crate) const SHARED_TIMEOUT_S: u64 = 300;
 
 #[derive(Debug, Error)]
 pub enum FillError {
@@ -67,8 +67,23 @@ pub enum FillError {
     },
     #[error("shared memory was not filled within {SHARED_TIMEOUT_S} s")]
     TimedOut,
+    /// [`Filler::restored`] was not called in time.
+    #[error("criu finished the restore before anybody said where the content of shared memory belongs")]
+    SharedUnplaced,
     #[error("filling was cancelled")]
     Cancelled,
+    #[error("all restored processes have ended before the restore was finished")]
+    Gone,
+    /// The process that fills could not be started or reached, or it ended without a word.
+    #[error("the process that fills: {doing}")]
+    Process {
+        doing: &'static str,
+        #[source]
+        source: io::Error,
+    },
+    /// What went wrong in the process that fills, with all its causes.
+    #[error("the process that fills: {0}")]
+    Remote(String),
 }
 
 /// A restored process's mapping of a shared object.
@@ -107,6 +122,8 @@ pub struct FillReport {
     pub zero_faults: u64,
     /// Pages that had no place any more, or one that CRIU had not registered.
     pub unplaced_pages: u64,
+    /// Pages that belong to nothing that was restored, in bytes.
+    pub left_bytes: u64,
     /// From a look for faults to the next one: what a thread waits for a page at most, besides the copy itself.
     pub longest_turn: Duration,
     /// Since the filling in the background began.
@@ -124,13 +141,20 @@ pub struct SharedReport {
 }
 
 enum Command {
-    Restored { uses: Vec<SharedUse>, answer: Sender<Result<SharedReport, FillError>> },
+    /// Nobody is left who would start a restore.
+    Unattended,
+    Restored {
+        uses: Vec<SharedUse>,
+        answer: Sender<Result<SharedReport, FillError>>,
+    },
 }
 
 #[derive(Default)]
 struct Status {
     progress: Progress,
     result: Option<Result<FillReport, FillError>>,
+    /// The thread holds no userfaultfd any more.
+    over: bool,
 }
 
 #[derive(Default)]
@@ -159,6 +183,11 @@ impl Filler {
     /// store must hold everything by the time processes are restored.
     pub fn listen(work_directory: &Path, store: Arc<PageStore>) -> Result<Self, FillError> {
         let listener = Listener::bind(work_directory).map_err(FillError::Listen)?;
+        Self::serve(listener, store)
+    }
+
+    /// As [`Filler::listen`], where somebody listens already. Whoever has connected is answered from now on.
+    pub(crate) fn serve(listener: Listener, store: Arc<PageStore>) -> Result<Self, FillError> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let wake = Arc::new(wake.map_err(|e| FillError::Listen(e.into()))?);
         let shared = Arc::new(Shared::default());
@@ -171,7 +200,7 @@ impl Filler {
         Ok(Self { shared, commands, wake, thread: Some(thread) })
     }
 
-    /// All processes are restored and still held; `uses` are all their mappings of shared objects. Returns when shared
+    /// All processes are restored and still held; to be called unless there is no shared memory. `uses` are all their mappings of shared objects. Returns when shared
     /// memory that can be reached past its mappings has its content. Background filling begins.
     pub fn restored(&self, uses: Vec<SharedUse>) -> Result<SharedReport, FillError> {
         let (answer, answered) = channel();
@@ -185,6 +214,20 @@ impl Filler {
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => Err(FillError::TimedOut),
             // The thread ended with an error, which `wait` tells.
             Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => Err(FillError::Cancelled),
+        }
+    }
+
+    /// Whoever would start a restore is gone: unless criu has connected, there is nothing to wait for any more.
+    pub(crate) fn unattended(&self) {
+        let _ = self.commands.send(Command::Unattended);
+        self.wake();
+    }
+
+    /// Waits until no process is left that needs its userfaultfd: after an error that takes until they are gone.
+    pub(crate) fn linger(&self) {
+        let mut status = self.shared.lock();
+        while !status.over {
+            status = self.shared.changed.wait(status).unwrap_or_else(PoisonError::into_inner);
         }
     }
 

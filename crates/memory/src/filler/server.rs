@@ -10,7 +10,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::Receiver;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::OwnedFd;
@@ -27,8 +27,8 @@ use crate::tracker::ObjectKind;
 const STEP_BYTES: u64 = 1 << 20;
 /// Events taken from one process before others are looked at.
 const EVENTS: usize = 64;
-/// Longest sleep while nothing is to be done, in milliseconds.
-const IDLE_MS: i64 = 1_000;
+/// How often it is looked whether processes that nothing is done for are gone, in milliseconds: nothing tells us.
+const LOOK_MS: u64 = 500;
 
 const WAKE: u64 = 0;
 const LISTENER: u64 = 1;
@@ -64,11 +64,16 @@ pub(super) struct Server {
     /// Everything runs.
     finished: bool,
     last_fault: Option<Instant>,
+    last_look: Instant,
     began: Option<Instant>,
     report: FillReport,
 }
 
 type Result<T> = std::result::Result<T, FillError>;
+
+fn milliseconds(ms: u64) -> rustix::time::Timespec {
+    rustix::time::Timespec { tv_sec: (ms / 1000).cast_signed(), tv_nsec: (ms % 1000 * 1_000_000).cast_signed() }
+}
 
 fn kernel(doing: &'static str) -> impl FnOnce(rustix::io::Errno) -> FillError {
     move |source| FillError::Kernel { doing, source: source.into() }
@@ -103,6 +108,7 @@ impl Server {
             placed: false,
             finished: false,
             last_fault: None,
+            last_look: Instant::now(),
             began: None,
             report: FillReport::default(),
         })
@@ -122,12 +128,22 @@ impl Server {
         status.result = Some(result);
         self.shared.changed.notify_all();
         drop(status);
-        // After an error processes must not go on with pages missing: their descriptors stay open until the end.
+        // After an error processes must not go on with pages missing: their descriptors stay open until the end, which
+        // is theirs or that of who uses us.
         while failed && !self.shared.cancelled.load(Ordering::Acquire) {
+            self.drop_gone();
+            if self.spaces.is_empty() {
+                break;
+            }
+            // Who asks for something is told by its answer's end.
+            while self.inbox.try_recv().is_ok() {}
             let mut fds = [rustix::event::PollFd::new(&*self.wake, rustix::event::PollFlags::IN)];
-            let _ = rustix::event::poll(&mut fds, None);
+            let _ = rustix::event::poll(&mut fds, Some(&milliseconds(LOOK_MS)));
             let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
         }
+        self.spaces.clear();
+        self.shared.lock().over = true;
+        self.shared.changed.notify_all();
     }
 
     fn serve(&mut self) -> Result<FillReport> {
@@ -135,7 +151,7 @@ impl Server {
         let mut turn = Instant::now();
         loop {
             let busy = self.has_work() || !self.deferred.is_empty();
-            let wait = rustix::time::Timespec { tv_sec: if busy { 0 } else { IDLE_MS / 1000 }, tv_nsec: 0 };
+            let wait = milliseconds(if busy { 0 } else { LOOK_MS });
             events.clear();
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&wait)) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -145,11 +161,15 @@ impl Server {
                 self.report.longest_turn = self.report.longest_turn.max(turn.elapsed());
             }
             turn = Instant::now();
-            // Faults before anything else.
-            for event in events.iter().filter(|e| e.data.u64() >= FIRST_SPACE) {
-                self.take_events(event.data.u64())?;
+            // What criu says decides what faults mean; then faults before anything else.
+            let of = |wanted: fn(u64) -> bool| events.iter().map(|e| e.data.u64()).filter(move |key| wanted(*key));
+            for key in of(|key| key == STREAM) {
+                self.take_message(key)?;
             }
-            for key in events.iter().map(|e| e.data.u64()).filter(|key| *key < FIRST_SPACE) {
+            for key in of(|key| key >= FIRST_SPACE) {
+                self.take_events(key)?;
+            }
+            for key in of(|key| key < STREAM) {
                 self.take_message(key)?;
             }
             if self.shared.cancelled.load(Ordering::Acquire) {
@@ -163,12 +183,27 @@ impl Server {
             if self.placed {
                 self.fill_a_step(None)?;
             }
+            if !busy && self.last_look.elapsed() >= Duration::from_millis(LOOK_MS) {
+                self.drop_gone();
+                if self.report.processes > 0 && self.spaces.is_empty() && !self.finished {
+                    return Err(FillError::Gone);
+                }
+            }
             self.tell_progress();
             if self.finished && self.spaces.iter().all(|s| s.layout.is_empty()) && self.deferred.is_empty() {
+                self.kept.drain().for_each(|key| self.store.drop_key(key));
+                self.report.left_bytes = self.store.bytes();
                 self.report.elapsed = self.began.map(|b| b.elapsed()).unwrap_or_default();
                 return Ok(self.report);
             }
         }
+    }
+
+    /// Lets go of address spaces that nobody has any more.
+    fn drop_gone(&mut self) {
+        self.last_look = Instant::now();
+        let gone: Vec<_> = self.spaces.iter().filter(|s| s.uffd.is_gone()).map(|s| s.key).collect();
+        gone.into_iter().for_each(|key| self.drop_space(key));
     }
 
     fn has_work(&self) -> bool {
@@ -186,11 +221,22 @@ impl Server {
         match key {
             WAKE => {
                 let _ = rustix::io::read(&*self.wake, &mut [0; 8]);
-                while let Ok(Command::Restored { uses, answer }) = self.inbox.try_recv() {
-                    let result = self.take_shared(&uses);
-                    self.begin();
-                    // Nobody waits any more if it took too long.
-                    let _ = answer.send(result);
+                while let Ok(command) = self.inbox.try_recv() {
+                    match command {
+                        Command::Restored { uses, answer } => {
+                            let result = self.take_shared(&uses);
+                            self.begin();
+                            // Nobody waits any more if it took too long.
+                            let _ = answer.send(result);
+                        }
+                        Command::Unattended => {
+                            // It may have connected just now.
+                            self.take_message(LISTENER)?;
+                            if self.listener.is_some() {
+                                return Err(FillError::Cancelled);
+                            }
+                        }
+                    }
                 }
             }
             LISTENER => {
@@ -209,6 +255,10 @@ impl Server {
                 match receive(stream).map_err(FillError::Protocol)? {
                     Message::Process { inner_pid, uffd } => self.add(inner_pid, Userfaultfd::new(uffd), None)?,
                     Message::Zombie => {}
+                    // They must not run: shared memory would read as zero, and nothing would tell.
+                    Message::Finished if !self.placed && self.store.has_objects() => {
+                        return Err(FillError::SharedUnplaced);
+                    }
                     Message::Finished => {
                         self.finished = true;
                         self.begin();

@@ -30,17 +30,22 @@ pub(super) enum Message {
     Closed,
 }
 
+/// Where criu that works in `work_directory` connects to.
+pub(crate) fn socket_path(work_directory: &Path) -> PathBuf {
+    work_directory.join(NAME)
+}
+
 /// The listening socket; its name is removed with it.
-pub(super) struct Listener {
+pub(crate) struct Listener {
     listener: UnixListener,
     path: PathBuf,
 }
 
 impl Listener {
     /// Listens in CRIU's work directory.
-    pub(super) fn bind(work_directory: &Path) -> io::Result<Self> {
+    pub(crate) fn bind(work_directory: &Path) -> io::Result<Self> {
         let directory = File::open(work_directory)?;
-        let path = work_directory.join(NAME);
+        let path = socket_path(work_directory);
         let _ = std::fs::remove_file(&path);
         // Names of sockets have 107 bytes at most; this one is short wherever the directory is.
         let short = format!("/proc/self/fd/{}/{NAME}", directory.as_raw_fd());

@@ -145,7 +145,7 @@ mod tests {
     use crate::store::PageStore;
 
     fn layout() -> Layout {
-        let store = PageStore::new();
+        let store = PageStore::new().unwrap();
         Layout::whole(Source { key: Key::Process(1), space: store.space(Key::Process(1)) })
     }
 

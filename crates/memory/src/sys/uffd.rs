@@ -124,6 +124,16 @@ impl Userfaultfd {
         outcome(result, argument[3])
     }
 
+    /// Whether all processes with this address space are gone.
+    pub(crate) fn is_gone(&self) -> bool {
+        // Taking a write protection away that nothing has changes nothing; the kernel looks for the address space
+        // first. Without waking anybody, who would only look again.
+        const WITHOUT_WAKING: u64 = 1 << 1;
+        let mut argument = [1 << 20, crate::pages::page_size(), WITHOUT_WAKING];
+        let result = self.ioctl(UFFDIO_WRITEPROTECT, &mut argument);
+        result.is_err_and(|e| e.raw_os_error() == Some(libc::ESRCH))
+    }
+
     /// The next event, or `None` if there is none now.
     pub(crate) fn next_event(&self) -> io::Result<Option<Event>> {
         // struct uffd_msg: the event in the first byte, three words from byte 8.

@@ -132,7 +132,7 @@ impl Server {
         Ok(true)
     }
 
-    fn drop_space(&mut self, key: u64) {
+    pub(super) fn drop_space(&mut self, key: u64) {
         self.deferred.retain(|(of, _)| *of != key);
         self.spaces.retain(|s| s.key != key);
     }
