@@ -85,6 +85,9 @@ pub enum Verb {
     Agent(verbs::agent::AgentArgs),
     #[command(hide = true)]
     Keeper(verbs::keeper::KeeperArgs),
+    /// The process that fills the memory of a container that has arrived; started by the agent
+    #[command(hide = true)]
+    Filler(verbs::filler::FillerArgs),
     /// Workloads that check themselves
     #[command(subcommand, hide = true)]
     Workload(godwit_lab::workload::WorkloadCommand),

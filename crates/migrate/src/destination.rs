@@ -109,7 +109,7 @@ where
     let mut writer = FrameWriter::new(writer);
     handshake(&offer, &mut writer, landing).await?;
     let mut files = Writer::open(&landing.trees())?;
-    let store = Arc::new(PageStore::new());
+    let store = Arc::new(PageStore::new()?);
     let mut frozen_at: Option<Instant> = None;
     let mut carried = false;
     let mut image: Option<File> = None;

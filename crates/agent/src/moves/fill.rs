@@ -1,17 +1,20 @@
 //! Memory of a container that has arrived, filled in while it runs.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_api::types::ErrorBody;
 use godwit_container::Cgroup;
-use godwit_memory::{Filler, ObjectId, ObjectKind, PageRange, SharedUse};
+use godwit_memory::{FillerProcess, ObjectId, ObjectKind, PageRange, SharedUse};
 use godwit_migrate::wire::{SharedKind, SharedPlace};
 use godwit_model::ContainerName;
 use godwit_model::event::EventKind;
 
 use crate::host::Host;
+use crate::translate;
 
 /// All memory is in its place within this time, in seconds: it is on this host already.
 const FILL_TIMEOUT_S: u64 = 600;
@@ -43,9 +46,23 @@ fn inner_pid(pid: u32) -> Option<i32> {
     status.lines().find_map(|l| l.strip_prefix("NSpid:"))?.split_ascii_whitespace().last()?.parse().ok()
 }
 
+/// Starts the process that fills the memory of one arriving container, beside the keepers: like them it outlives us.
+pub async fn start(host: &Arc<Host>, work: PathBuf) -> Result<FillerProcess, ErrorBody> {
+    let (binary, cgroup) = (host.config.binary.clone(), translate::keeper_cgroup(&host.config));
+    let start = move || {
+        let mut command = Command::new(binary);
+        command.arg("filler").arg("--work").arg(&work);
+        let filler = FillerProcess::start(command, &work).map_err(|e| ErrorBody::from_chain(&e))?;
+        let joined = Cgroup::open(&cgroup).and_then(|cgroup| cgroup.join(filler.pid().unsigned_abs()));
+        joined.map_err(|e| ErrorBody::from_chain(&e))?;
+        Ok(filler)
+    };
+    tokio::task::spawn_blocking(start).await.map_err(|e| ErrorBody::new(e.to_string()))?
+}
+
 /// Watches the filling to its end. A container that would have to go on without some of its memory is killed: its task
 /// then does what its restart policy says.
-pub fn follow(host: &Arc<Host>, name: &ContainerName, filler: Arc<Filler>, cgroup: Cgroup) {
+pub fn follow(host: &Arc<Host>, name: &ContainerName, filler: Arc<FillerProcess>, cgroup: Cgroup) {
     let (host, name) = (Arc::clone(host), name.clone());
     tokio::task::spawn_blocking(move || {
         let why = match filler.wait(Duration::from_secs(FILL_TIMEOUT_S)) {

@@ -16,7 +16,7 @@ use godwit_container::keeper::state::Phase as KeeperPhase;
 use godwit_container::spec::BindMount;
 use godwit_criu::{Ends, Message, PageServerOptions, PassedFd, Session};
 use godwit_image::Image;
-use godwit_memory::{Filler, PageStore};
+use godwit_memory::{FillerProcess, PageStore};
 use godwit_migrate::destination::Landing;
 use godwit_migrate::source::PartError;
 use godwit_migrate::wire::Final;
@@ -82,7 +82,7 @@ struct Held {
     dirs: Option<WorkDirs>,
     record: Record,
     started_at_ms: Option<u64>,
-    filler: Option<Arc<Filler>>,
+    filler: Option<Arc<FillerProcess>>,
     /// Until it runs.
     _expedited: Option<Expedited>,
     since: Instant,
@@ -403,13 +403,15 @@ struct Site {
     launch: LaunchSpec,
     keeper: Keeper,
     events: mpsc::Receiver<Event>,
+    /// Where memory has come in rounds.
+    filler: Option<FillerProcess>,
 }
 
 struct Restored {
     live: Live,
     record: Record,
     started_at_ms: Option<u64>,
-    filler: Option<Arc<Filler>>,
+    filler: Option<Arc<FillerProcess>>,
 }
 
 impl Landing for Arriving {
@@ -437,7 +439,7 @@ impl Landing for Arriving {
 
     fn files_complete(&mut self) {
         if let Some(detail) = &self.detail {
-            self.begin_site(&detail.launch);
+            self.begin_site(&detail.launch, true);
         }
     }
 
@@ -479,18 +481,24 @@ impl Landing for Arriving {
         let spec = self.incoming.spec.clone();
         let mut laps = Laps::default();
         let detail: Detail = serde_json::from_value(fin.detail.clone())?;
-        self.begin_site(&detail.launch);
+        self.begin_site(&detail.launch, memory.is_some());
         let mut site = self.incoming.site.lock().await;
         // Taken out only when it is there: whoever stops this here leaves it to be unmade.
         let made = site.as_mut().ok_or("nothing was made ready")?.await;
         *site = None;
         drop(site);
-        let Site { launch, keeper, mut events } = made??;
+        let Site { launch, keeper, mut events, filler } = made??;
         laps.lap("made ready");
         let criu = self.host.criu.as_ref().ok_or("this host has no usable CRIU")?;
-        let filler = match memory {
-            Some(store) => Some(Arc::new(Filler::listen(&self.dirs.work, store)?)),
-            None => None,
+        let filler = match (memory, filler) {
+            (Some(store), Some(filler)) => {
+                let filler = Arc::new(filler);
+                let loading = Arc::clone(&filler);
+                tokio::task::spawn_blocking(move || loading.load(store)).await??;
+                Some(filler)
+            }
+            (Some(_), None) => return Err("memory has come, and nobody to fill it in".into()),
+            (None, _) => None,
         };
         let restore = RestoreSpec {
             criu: criu.path.clone(),
@@ -546,7 +554,7 @@ impl Landing for Arriving {
 
 impl Arriving {
     /// Begins to make everything ready that CRIU's restore needs, once.
-    fn begin_site(&self, launch: &LaunchSpec) {
+    fn begin_site(&self, launch: &LaunchSpec, carried: bool) {
         // Only the task that receives gets here, and unmaking comes after it.
         let Ok(mut site) = self.incoming.site.try_lock() else { return };
         if site.is_some() {
@@ -556,6 +564,7 @@ impl Arriving {
         let dir = container_dir(&self.host, &spec.id);
         let launch = self.relocated(launch.clone(), dir.join("rootfs"), spec);
         let (host, image, id_base) = (Arc::clone(&self.host), self.image.clone(), spec.id_base);
+        let work = self.dirs.work.clone();
         *site = Some(tokio::spawn(async move {
             let mut laps = Laps::default();
             task::mount_root(&dir, &image, id_base).await?;
@@ -566,8 +575,13 @@ impl Arriving {
             let prepare = Request::PrepareRestore { criu: criu.path.clone() };
             keeper.call(prepare, "prepare a restore").await.map_err(chain)?;
             laps.lap("criu");
+            let filler = match carried {
+                true => Some(super::fill::start(&host, work).await?),
+                false => None,
+            };
+            laps.lap("filler");
             tracing::debug!(parts = %laps, "ready for the restore");
-            Ok(Site { launch, keeper, events })
+            Ok(Site { launch, keeper, events, filler })
         }));
     }
 

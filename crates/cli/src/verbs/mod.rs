@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod env;
 pub mod events;
 pub mod exec;
+pub mod filler;
 pub mod host;
 pub mod keeper;
 pub mod lab;
@@ -33,6 +34,9 @@ pub fn run(cli: Cli, printer: &Printer) -> Result<u8> {
     let Cli { global, verb } = cli;
     if let Verb::Keeper(args) = &verb {
         return Ok(keeper::run(args));
+    }
+    if let Verb::Filler(args) = &verb {
+        return filler::run(args);
     }
     let is_daemon = matches!(verb, Verb::Agent(_) | Verb::Controller(_));
     printer.start_tracing(global.verbose, is_daemon);
@@ -78,6 +82,7 @@ async fn ask(global: &Global, verb: Verb, printer: &Printer) -> Result<u8> {
         | Verb::Controller(_)
         | Verb::Doctor(_)
         | Verb::Keeper(_)
+        | Verb::Filler(_)
         | Verb::Lab(_)
         | Verb::Workload(_) => Ok(DONE),
     }
