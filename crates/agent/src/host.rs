@@ -100,8 +100,8 @@ impl Host {
                 Incoming::prepare(host, id, *spec, generation, from).await?;
                 Ok(Reply::Prepared { address: host.config.migration_address() })
             }
-            Request::StartMove { id, container, to, address, to_tunnel } => {
-                let outgoing = crate::moves::outgoing::Plan { id, to, address, to_tunnel };
+            Request::StartMove { id, container, to, address, to_tunnel, options } => {
+                let outgoing = crate::moves::outgoing::Plan { id, to, address, to_tunnel, options };
                 host.task(&container)?.ask(|reply| Command::StartMove(outgoing, reply)).await?;
                 Ok(Reply::Done)
             }

@@ -18,7 +18,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use godwit_model::container::{ContainerSpec, ContainerStatus, Movable};
 use godwit_model::event::EventKind;
 use godwit_model::host::HostFacts;
-use godwit_model::migration::{DowntimePart, Phase, Progress};
+use godwit_model::migration::{DowntimePart, MoveOptions, Phase, Progress};
 use godwit_model::network::MacAddress;
 use godwit_model::{Bytes, ContainerId, ContainerName, Generation, HostName, MoveId};
 use serde::{Deserialize, Serialize};
@@ -201,6 +201,8 @@ pub enum Request {
         to: HostName,
         address: SocketAddr,
         to_tunnel: Ipv4Addr,
+        #[serde(default)]
+        options: MoveOptions,
     },
     /// Source: can this container be moved as it is now? Answered with `Examined`.
     Examine {

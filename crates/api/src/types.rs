@@ -3,6 +3,7 @@
 use godwit_model::container::{ContainerStatus, Health, Resources};
 use godwit_model::host::{HostFacts, HostState};
 use godwit_model::manifest::Manifest;
+use godwit_model::migration::MoveOptions;
 use godwit_model::{Bytes, Cloudlets, ContainerId, ContainerName, EnvName, Generation, HostName, LayerName, MilliCpu};
 use serde::{Deserialize, Serialize};
 
@@ -121,6 +122,8 @@ pub struct ContainerView {
 pub struct MigrateRequest {
     /// `None`: the scheduler picks the host.
     pub to: Option<HostName>,
+    #[serde(default)]
+    pub options: MoveOptions,
 }
 
 /// What an agent sends to become a member; the token comes from the controller's state directory.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use godwit_memory::{ObjectKind, Round, Target};
-use godwit_model::migration::{Phase, Progress};
+use godwit_model::migration::{CopyMode, MoveOptions, Phase, Progress};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
@@ -30,6 +30,8 @@ pub const MAX_FILE_ROUNDS: u32 = 6;
 pub const SMALL_ROUND_BYTES: u64 = 8 << 20;
 /// Frames of memory that may wait between reading and sending; one is 1 MiB at most.
 const QUEUE_FRAMES: usize = 16;
+/// What a move without anything left to send stands still for, in milliseconds (docs/migration-performance.md).
+const FIXED_MS: f64 = 100.0;
 /// CRIU's image that lists files it has given a name during the dump.
 const REMAPPED_FILES: &str = "remap-fpath.img";
 /// The other side answers the offer within this time, in milliseconds.
@@ -48,6 +50,13 @@ pub enum SendError {
     Wire { phase: Phase, source: WireError },
     #[error("{phase}: files could not be read")]
     Scan { phase: Phase, source: ScanError },
+    #[error("memory cannot be copied while the container runs: {why}")]
+    NoRounds { why: String },
+    #[error(
+        "it writes faster than that can be sent: it would stand still for about {expected_ms} ms, {max_ms} ms are allowed; \
+         raise --max-downtime, or move it at a quieter time"
+    )]
+    TooLong { expected_ms: u64, max_ms: u64 },
     #[error("{phase}: memory could not be copied")]
     Memory { phase: Phase, source: MemoryError },
     #[error("{phase}: {doing} failed")]
@@ -57,6 +66,8 @@ pub enum SendError {
 impl SendError {
     pub fn phase(&self) -> Phase {
         match self {
+            Self::NoRounds { .. } => Phase::Check,
+            Self::TooLong { .. } => Phase::Copy,
             Self::Refused { phase, .. } | Self::Wire { phase, .. } => *phase,
             Self::Scan { phase, .. } | Self::Memory { phase, .. } | Self::Part { phase, .. } => *phase,
         }
@@ -81,6 +92,11 @@ pub trait Workload: Send {
     fn progress(&mut self, phase: Phase, progress: Progress);
     /// The numbers of all processes, here.
     fn pids(&self) -> Result<Vec<i32>, PartError>;
+    /// What was asked of this move.
+    fn options(&self) -> MoveOptions;
+    /// Why what the processes write cannot be told by their page tables, if it cannot. Asked before the first round and
+    /// again when they stand still.
+    fn hidden_writes(&self) -> Option<String>;
     /// The freeze comes next: whatever takes time and can be done before it. What the destination has to know of the
     /// container; it does not change any more.
     fn before_freeze(&mut self, carried: bool) -> impl Future<Output = Result<serde_json::Value, PartError>> + Send;
@@ -129,10 +145,17 @@ where
     let version = source.handshake(move_id, container).await?;
     if version >= MEMORY_VERSION {
         source.scanners.iter_mut().for_each(Scanner::send_patches);
-        // Where the kernel cannot tell written pages, memory goes through CRIU while everything stands still.
-        match Memory::new() {
+        // Where nobody can tell written pages, memory goes through CRIU while everything stands still.
+        let mode = workload.options().mode;
+        let memory = match workload.hidden_writes() {
+            _ if mode == CopyMode::StopAndCopy => Err("as was asked for".to_owned()),
+            None => Memory::new().map_err(|error| error.to_string()),
+            Some(why) => Err(why),
+        };
+        match memory {
             Ok(memory) => source.memory = Some(memory),
-            Err(error) => tracing::warn!(move_id, %error, "memory is copied while the container stands still"),
+            Err(why) if mode == CopyMode::PreCopy => return Err(SendError::NoRounds { why }),
+            Err(why) => tracing::warn!(move_id, why, "memory is copied while the container stands still"),
         }
     }
     let carried = source.memory.is_some();
@@ -234,8 +257,12 @@ where
             match decision {
                 Decision::Again => {}
                 Decision::Freeze { .. } if files_before.is_some() => {}
-                Decision::Freeze { .. } => break,
+                Decision::Freeze { expected_ms } => {
+                    allowed(expected_ms, workload.options())?;
+                    break;
+                }
                 Decision::Stuck { expected_ms } => {
+                    allowed(expected_ms, workload.options())?;
                     tracing::info!(expected_ms, "more rounds would not make the pause shorter");
                     break;
                 }
@@ -332,6 +359,15 @@ where
         let always = workload.freeze().await.map_err(part("freezing the container"))?;
         let freeze_ms = ms(begun);
         self.progress.rounds += 1;
+        if self.memory.is_some()
+            && let Some(why) = workload.hidden_writes()
+        {
+            tracing::warn!(why, "memory is copied again while the container stands still");
+            if workload.options().mode == CopyMode::PreCopy {
+                return Err(SendError::NoRounds { why });
+            }
+            self.memory = None;
+        }
         let dump_begun = Instant::now();
         let mut last = if self.memory.is_some() {
             let frozen = Frozen { carried: true, detail: detail.clone() };
@@ -389,7 +425,9 @@ where
             self.writer.flush().await.map_err(wire(phase))?;
             Ok::<_, SendError>(changed.bytes_sent)
         };
-        let (images_dir, mut file_bytes) = tokio::try_join!(dump, send)?;
+        // Both to their ends: who thaws the container must not do it under CRIU's hands.
+        let (images_dir, sent) = tokio::join!(dump, send);
+        let (images_dir, mut file_bytes) = (images_dir?, sent?);
         self.end_memory(phase, work).await?;
         // CRIU has given names to files that are open, deleted and still linked from elsewhere.
         if images_dir.join(REMAPPED_FILES).exists() {
@@ -417,6 +455,17 @@ struct LastPart {
     file_bytes: u64,
     dump_ms: f64,
     shared: Option<Vec<SharedPlace>>,
+}
+
+/// Whether the container may stand still for what is left, which takes `expected_ms`.
+fn allowed(expected_ms: f64, options: MoveOptions) -> Result<(), SendError> {
+    let expected_ms = expected_ms + FIXED_MS;
+    match options.max_downtime_ms {
+        Some(max_ms) if expected_ms > max_ms as f64 => {
+            Err(SendError::TooLong { expected_ms: expected_ms.min(1e9) as u64, max_ms })
+        }
+        _ => Ok(()),
+    }
 }
 
 type Reading = (Memory, Result<RoundStats, MemoryError>);

@@ -73,6 +73,50 @@ impl Outcome {
     }
 }
 
+/// How memory is copied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CopyMode {
+    /// In rounds while the container runs, where that is possible; otherwise while it stands still.
+    #[default]
+    Auto,
+    /// In rounds while the container runs, or not at all.
+    PreCopy,
+    /// While it stands still: the shortest total time and the longest downtime.
+    StopAndCopy,
+}
+
+impl CopyMode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::PreCopy => "pre-copy",
+            Self::StopAndCopy => "stop-and-copy",
+        }
+    }
+}
+
+impl std::str::FromStr for CopyMode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Auto, Self::PreCopy, Self::StopAndCopy];
+        let found = all.into_iter().find(|mode| mode.as_str() == text);
+        found.ok_or_else(|| format!("{text:?} is none of auto, pre-copy, stop-and-copy"))
+    }
+}
+
+/// What is asked of a move besides its destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct MoveOptions {
+    #[serde(default)]
+    pub mode: CopyMode,
+    /// The move is given up rather than let the container stand still for longer than this is expected to, in
+    /// milliseconds.
+    #[serde(default)]
+    pub max_downtime_ms: Option<u64>,
+}
+
 /// One move, as the store keeps it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Move {
@@ -83,6 +127,8 @@ pub struct Move {
     pub to: HostName,
     /// The generation the source holds; the destination will hold the next.
     pub generation: Generation,
+    #[serde(default)]
+    pub options: MoveOptions,
     pub requested_at_ms: u64,
     pub finished_at_ms: Option<u64>,
     pub phase: Phase,

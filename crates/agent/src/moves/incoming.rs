@@ -171,7 +171,13 @@ impl Incoming {
             None => Ok(0),
         };
         let activate_ms = begun.elapsed().as_secs_f64() * 1e3;
-        tracing::info!(resumed_ms, activate_ms, "activated");
+        tracing::debug!(resumed_ms, activate_ms, "activated");
+        // Before anyone is told: a next move would be in its way.
+        if let Some(parking) = held.parking.take()
+            && let Err(error) = parking.end().await
+        {
+            tracing::error!(error = ErrorBody::from_chain(&error).one_line(), "a parking was not cleared away");
+        }
         held.record.incoming = None;
         held.record.generation = generation;
         if let Err(error) = held.record.save(&container_dir(host, &self.spec.id)) {

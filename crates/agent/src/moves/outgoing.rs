@@ -15,7 +15,7 @@ use godwit_memory::PageFilter;
 use godwit_migrate::source::{DumpMemory, PartError, Workload};
 use godwit_migrate::{SendError, send};
 use godwit_model::container::{ContainerSpec, ContainerState};
-use godwit_model::migration::{Phase, Progress};
+use godwit_model::migration::{MoveOptions, Phase, Progress};
 use godwit_model::{HostName, MoveId};
 use godwit_network::{Mac, NetworkError};
 use tokio::net::TcpStream;
@@ -28,6 +28,7 @@ use super::{Detail, ROOT_TREE, volume_tree};
 use crate::expedite::Expedited;
 use crate::host::{Host, locked};
 use crate::laps::Laps;
+use crate::movable;
 use crate::sharedfiles::{TreeMount, shared_writable};
 use crate::task::{Live, Shared, volumes_dir};
 
@@ -43,6 +44,7 @@ pub struct Plan {
     pub to: HostName,
     pub address: SocketAddr,
     pub to_tunnel: Ipv4Addr,
+    pub options: MoveOptions,
 }
 
 /// A container on its way out, as its task holds it.
@@ -240,6 +242,15 @@ impl Workload for Leaving {
         Ok(self.cgroup.pids()?.into_iter().map(u32::cast_signed).collect())
     }
 
+    fn options(&self) -> MoveOptions {
+        self.plan.options
+    }
+
+    fn hidden_writes(&self) -> Option<String> {
+        let pids = self.cgroup.pids().ok()?;
+        movable::direct_io(&pids)
+    }
+
     async fn before_freeze(&mut self, carried: bool) -> Result<serde_json::Value, PartError> {
         let launch = LaunchSpec::load(&self.shared.dir)?;
         let state = read_state(&self.shared.dir)?.ok_or("the keeper has left no state")?;
@@ -298,6 +309,8 @@ impl Workload for Leaving {
                 begun
             }
             DumpMemory::Stream(pages) => {
+                // It was to leave memory out, and has not begun.
+                self.begun = None;
                 let pages = pages.into_std()?;
                 pages.set_nonblocking(false)?;
                 self.begin_dump(Some(pages.into()), None).await?.0

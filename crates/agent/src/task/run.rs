@@ -236,11 +236,7 @@ impl Task {
             }
             Command::Examine(answer) => {
                 self.measure();
-                let mut movable = locked(&self.shared.status).movable.clone();
-                if let Some(pids) = self.live.as_ref().and_then(|live| live.cgroup.pids().ok()) {
-                    movable.because.extend(movable::by_open_files(&pids).because);
-                }
-                let _ = answer.send(movable);
+                let _ = answer.send(locked(&self.shared.status).movable.clone());
             }
             // Handled by `run`, which it ends.
             Command::Unassign { .. } => {}
@@ -384,12 +380,17 @@ impl Task {
     fn measure(&mut self) {
         let Some(live) = &self.live else { return };
         let execs = keeper_state::read_state(&self.shared.dir).ok().flatten().map_or(0, |s| s.execs);
+        let mut movable = movable::by_specification(&self.assignment.spec, self.host.criu.is_some(), execs);
+        if let Ok(pids) = live.cgroup.pids() {
+            movable.because.extend(movable::by_open_files(&pids).because);
+            movable.because.extend(movable::by_namespaces(live.pid, &pids).because);
+        }
         let mut status = locked(&self.shared.status);
         if let Ok(usage) = live.cgroup.usage() {
             status.memory = Some(godwit_model::Bytes(usage.memory_bytes));
             status.cpu_usec = Some(usage.cpu_usec);
         }
-        status.movable = movable::by_specification(&self.assignment.spec, self.host.criu.is_some(), execs);
+        status.movable = movable;
     }
 
     async fn start_move(&mut self, plan: outgoing::Plan) -> Result<(), ErrorBody> {

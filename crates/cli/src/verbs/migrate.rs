@@ -8,7 +8,7 @@ use anyhow::Result;
 use clap::Args;
 use godwit_api::client::{Client, ClientError, Lines};
 use godwit_api::types::MigrateRequest;
-use godwit_model::migration::{Move, Outcome};
+use godwit_model::migration::{CopyMode, Move, MoveOptions, Outcome};
 use godwit_model::{HostName, MoveId};
 use tokio::time::Instant;
 
@@ -32,6 +32,13 @@ pub struct MigrateArgs {
     /// The host to move it to; without it the scheduler picks one
     #[arg(long, value_name = "HOST")]
     to: Option<HostName>,
+    /// How memory is copied: in rounds while the container runs (pre-copy), while it stands still (stop-and-copy), or as
+    /// its host can (auto)
+    #[arg(long, value_name = "MODE", default_value = "auto")]
+    mode: CopyMode,
+    /// Give the move up if the container is expected to stand still for longer, in milliseconds
+    #[arg(long, value_name = "MS")]
+    max_downtime: Option<u64>,
     /// Do not wait for the end; `godwit move show` tells how it goes on
     #[arg(short, long)]
     detach: bool,
@@ -39,7 +46,8 @@ pub struct MigrateArgs {
 
 pub async fn run(client: &Client, printer: &Printer, args: MigrateArgs) -> Result<u8> {
     let name = names::container(client, &args.container).await?;
-    let begun = client.migrate(&name, &MigrateRequest { to: args.to }).await?;
+    let options = MoveOptions { mode: args.mode, max_downtime_ms: args.max_downtime };
+    let begun = client.migrate(&name, &MigrateRequest { to: args.to, options }).await?;
     if args.detach {
         printer.value(&begun, |m| m.id.to_string())?;
         printer.say(format_args!("{} is on its way from {} to {}", begun.name, begun.from, begun.to));

@@ -93,9 +93,9 @@ pub async fn start(State(api): State<Api>, ContainerPath(name): ContainerPath) -
 pub async fn migrate(
     State(api): State<Api>,
     ContainerPath(name): ContainerPath,
-    Body(MigrateRequest { to }): Body<MigrateRequest>,
+    Body(MigrateRequest { to, options }): Body<MigrateRequest>,
 ) -> Answer<Move> {
-    Ok(Json(moves::request(&api.core, &name, to).await?))
+    Ok(Json(moves::request(&api.core, &name, to, options).await?))
 }
 
 pub async fn moves(State(api): State<Api>) -> Json<Vec<Move>> {

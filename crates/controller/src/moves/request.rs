@@ -5,7 +5,7 @@ use std::sync::Arc;
 use godwit_api::link::{Reply, Request};
 use godwit_model::container::Movable;
 use godwit_model::event::EventKind;
-use godwit_model::migration::{Move, Outcome, Phase, Progress};
+use godwit_model::migration::{Move, MoveOptions, Outcome, Phase, Progress};
 use godwit_model::{ContainerId, ContainerName, HostName, MoveId};
 use thiserror::Error;
 
@@ -37,7 +37,12 @@ pub enum MoveError {
 
 /// Begins to move a container; without `to` to the host that placement picks. Nothing has changed on any host when
 /// this returns.
-pub async fn request(core: &Arc<Core>, name: &ContainerName, to: Option<HostName>) -> Result<Move, MoveError> {
+pub async fn request(
+    core: &Arc<Core>,
+    name: &ContainerName,
+    to: Option<HostName>,
+    options: MoveOptions,
+) -> Result<Move, MoveError> {
     let id = MoveId::random();
     let seen = examine(core, name).await;
     core.moves.begin(&id);
@@ -55,6 +60,7 @@ pub async fn request(core: &Arc<Core>, name: &ContainerName, to: Option<HostName
             from,
             to,
             generation: old.generation,
+            options,
             requested_at_ms: now_ms(),
             finished_at_ms: None,
             phase: Phase::Check,

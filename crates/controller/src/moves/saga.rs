@@ -118,6 +118,7 @@ async fn send(core: &Arc<Core>, open: &Move, heard: &mut mpsc::Receiver<Heard>) 
         to: open.to.clone(),
         address,
         to_tunnel,
+        options: open.options,
     };
     core.links.ask(&open.from, start).await.map_err(failed)?;
     while let Some(Heard { from, message }) = heard.recv().await {

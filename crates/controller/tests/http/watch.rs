@@ -19,7 +19,8 @@ async fn a_watched_move_is_told_a_few_times_a_second_and_to_its_end() {
     client.apply(&request("shop", 1)).await.unwrap();
     let name = "shop/db-1".parse().unwrap();
     until(&controller, "shop/db-1", "running").await;
-    let (status, body) = refusal(client.migrate(&name, &MigrateRequest { to: Some("h9".parse().unwrap()) }).await);
+    let (status, body) =
+        refusal(client.migrate(&name, &MigrateRequest { to: Some("h9".parse().unwrap()), ..Default::default() }).await);
     assert_eq!((status, body.error.as_str(), body.causes.len()), (409, "shop/db-1 cannot be moved", 1));
 
     let destination = agent(&controller, "h2").await;

@@ -175,6 +175,7 @@ impl Tracker {
         for pid in ended {
             round.ended.extend(self.processes.remove(&pid).map(|p| p.inner_pid));
         }
+        self.objects.begin(pids);
         for &pid in pids {
             let known = self.processes.get(&pid).map(|p| p.inner_pid);
             match self.look_at(pid, target) {

@@ -30,6 +30,8 @@ const TMPFS_MAGIC: i64 = 0x0102_1994;
 const HUGETLBFS_MAGIC: i64 = 0x9584_58f6;
 /// The access time that says "not used since", in seconds.
 const MARK_S: i64 = 1;
+/// How maps shows a memfd without a name that nobody has open any more.
+const RESTORED: &str = "/memfd: (deleted)";
 /// What is compared at once, in bytes.
 const COMPARE_BYTES: u64 = 1 << 20;
 
@@ -79,8 +81,8 @@ pub(super) enum Found {
 }
 
 impl Object {
-    /// The object behind a shared mapping of process `pid`, if it is one we carry.
-    pub(super) fn open(pid: i32, mapping: &Mapping) -> io::Result<Found> {
+    /// The object behind a shared mapping of process `pid`, one of `all`, if it is one we carry.
+    pub(super) fn open(pid: i32, mapping: &Mapping, all: &[i32]) -> io::Result<Found> {
         let path = format!("/proc/{pid}/map_files/{:x}-{:x}", mapping.range.start, mapping.range.end);
         let file = OpenOptions::new().read(true).custom_flags(libc::O_NOATIME).open(&path)?;
         let meta = file.metadata()?;
@@ -91,6 +93,8 @@ impl Object {
         }
         let kind = match mapping.path.as_str() {
             p if p.starts_with("/SYSV") => ObjectKind::SysV,
+            // CRIU restores MAP_SHARED | MAP_ANONYMOUS memory as a memfd without a name, which it closes.
+            RESTORED if !is_open(&meta, all) => ObjectKind::Anonymous,
             p if p.starts_with("/memfd:") => ObjectKind::Memfd,
             p if p.starts_with("/dev/zero") || p.starts_with("[anon_shmem:") => ObjectKind::Anonymous,
             _ => ObjectKind::File,
@@ -239,6 +243,17 @@ impl Object {
         }
         Ok(())
     }
+}
+
+/// Whether one of the processes has a descriptor of it.
+fn is_open(object: &std::fs::Metadata, pids: &[i32]) -> bool {
+    let same = |meta: std::fs::Metadata| (meta.dev(), meta.ino()) == (object.dev(), object.ino());
+    let open_in = |pid: &i32| {
+        // What cannot be read may have it.
+        let Ok(list) = std::fs::read_dir(format!("/proc/{pid}/fd")) else { return true };
+        list.flatten().any(|fd| std::fs::metadata(fd.path()).is_ok_and(same))
+    };
+    pids.iter().any(open_in)
 }
 
 /// Never 0, which stands for "never sent".

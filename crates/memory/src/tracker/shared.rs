@@ -43,11 +43,18 @@ pub(super) struct Objects {
     seen: BTreeMap<ObjectId, Seen>,
     /// Objects that must be left to CRIU this time.
     left: HashSet<ObjectId>,
+    /// All processes of this round.
+    pids: Vec<i32>,
     /// Devices that hold no objects of ours: a device has one file system.
     devices: HashMap<u64, LeftToCriu>,
 }
 
 impl Objects {
+    /// A round over `pids` begins.
+    pub(super) fn begin(&mut self, pids: &[i32]) {
+        self.pids = pids.to_vec();
+    }
+
     pub(super) fn get(&self, id: ObjectId) -> Option<&Arc<Object>> {
         self.objects.get(&id).map(|(object, _)| object)
     }
@@ -117,7 +124,7 @@ impl Objects {
         if self.objects.contains_key(&id) || self.seen.contains_key(&id) {
             return Ok(None);
         }
-        match Object::open(pid, mapping) {
+        match Object::open(pid, mapping, &self.pids) {
             Ok(Found::Left(why)) => {
                 if matches!(why, LeftToCriu::File | LeftToCriu::HugeTlb) {
                     self.devices.insert(mapping.device, why);

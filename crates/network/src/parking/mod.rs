@@ -216,8 +216,8 @@ impl Parking {
         Ok(delivered)
     }
 
-    /// The first half of [`Parking::deliver`]: the waiting frames are with the container. Frames still take the way
-    /// over the parking until it is dropped, which clears it away in the background.
+    /// The first half of [`Parking::deliver`]: the waiting frames are with the container. Frames take the way over
+    /// the parking until [`Parking::end`].
     pub async fn hand_out(&mut self) -> Result<Delivered, NetworkError> {
         let (link, _) = self.host.port(&self.record.id).await?;
         let failed = |source| NetworkError::RawSocket { link: link.name.clone(), source };
@@ -235,7 +235,9 @@ impl Parking {
         self.end().await
     }
 
-    async fn end(mut self) -> Result<(), NetworkError> {
+    /// Clears the parking away: after [`Parking::hand_out`] the direct way is open when this returns, without it the
+    /// waiting frames are dropped. The next move of the container must not begin before that.
+    pub async fn end(mut self) -> Result<(), NetworkError> {
         match self.begin_end() {
             // Not even a panic in there keeps the thread: it ends when its owner is dropped.
             Some(task) => task.await.unwrap_or_else(|_| Err(gone(&self.record))),

@@ -136,6 +136,7 @@ fn a_move(outcome: Outcome) -> Move {
         from: host_name("h1"),
         to: host_name("h2"),
         generation: Generation(3),
+        options: Default::default(),
         requested_at_ms: 1,
         finished_at_ms: None,
         phase: Phase::Copy,

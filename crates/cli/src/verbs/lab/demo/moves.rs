@@ -36,7 +36,7 @@ pub async fn to(client: &Client, name: &ContainerName, to: &HostName) -> Result<
     let began_ms = human::now_ms();
     let what = format!("the move of {name} to {to}");
     let record = within(MOVE_LIMIT, &what, async {
-        let begun = client.migrate(name, &MigrateRequest { to: Some(to.clone()) }).await?;
+        let begun = client.migrate(name, &MigrateRequest { to: Some(to.clone()), ..Default::default() }).await?;
         follow(client, begun).await
     })
     .await?;
