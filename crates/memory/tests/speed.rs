@@ -12,16 +12,22 @@ use godwit_memory::{Key, PageStore, Target, Tracker};
 /// Memory of the program, in MiB.
 const MIB: usize = 1024;
 /// Reports of the program in each turn; one comes every 250 ms.
-const REPORTS: usize = 4;
+const REPORTS: usize = 2;
 /// What of a thousand writes goes anywhere, and the time between rounds in milliseconds (what copying takes). Tracking
 /// costs a fault for each page that is written in a round: the first load writes some 500 MB/s of different pages,
 /// which no move could follow, and is here to see the price; the second is a busy store.
-const LOADS: [(u32, u64); 4] = [(100, 100), (100, 250), (10, 100), (10, 250)];
+const LOADS: [(u32, u64); 4] = [(100, 100), (100, 250), (10, 250), (10, 100)];
 /// What the bound holds for.
 const BOUND: (u32, u64) = (10, 100);
-/// Turns with and without tracking, one after the other, for what is bounded and for the others. Of each kind the best
-/// counts: other programs on the machine take from both, and never give.
-const TURNS: (usize, usize) = (8, 2);
+/// Tracked turns for what is bounded and for the others; before and after each is one without tracking.
+const TURNS: (usize, usize) = (16, 4);
+
+/// Three quarters are less. What else runs on the machine makes a turn fast or slow at random; more than the median,
+/// because it costs the tracked program twice: the tracker, too, must get to run.
+fn upper_quartile(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() * 3 / 4]
+}
 
 fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
@@ -74,20 +80,26 @@ fn a_tracked_program_keeps_its_speed() {
     for (cold, between_ms) in LOADS {
         let bounded = (cold, between_ms) == BOUND;
         let mut victim = Victim::start(&["speed", &MIB.to_string(), &cold.to_string()]);
-        let (mut plain, mut tracked, mut rounds) = (0.0f64, 0.0f64, String::new());
+        let (mut ratios, mut speeds, mut rounds) = (Vec::new(), Vec::new(), String::new());
+        let mut before = turn(&mut victim);
         for _ in 0..if bounded { TURNS.0 } else { TURNS.1 } {
-            plain = plain.max(turn(&mut victim));
-            let (speed, text) = tracked_turn(&mut victim, between_ms);
-            tracked = tracked.max(speed);
+            let (tracked, text) = tracked_turn(&mut victim, between_ms);
+            let after = turn(&mut victim);
+            let plain = f64::midpoint(before, after);
+            before = after;
+            ratios.push(tracked / plain);
+            speeds.push(plain);
             rounds = text;
         }
-        let left = tracked / plain;
+        let (typical, left) = (median(ratios.clone()), upper_quartile(ratios));
         eprintln!(
             "{MIB} MiB, {cold} ‰ cold, a round each {between_ms} ms: {rounds}; \
-             {plain:.0} operations/s alone, {tracked:.0} tracked: {:.1} %",
+             {:.0} operations/s alone, of which tracking leaves {:.1} % typically, {:.1} % in the best quarter",
+            median(speeds),
+            typical * 100.0,
             left * 100.0
         );
-        assert!(!bounded || left >= 0.9, "at best {:.1} % of its speed is left", left * 100.0);
+        assert!(!bounded || left >= 0.9, "{:.1} % of its speed is left", left * 100.0);
     }
 }
 

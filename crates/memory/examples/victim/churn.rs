@@ -144,6 +144,11 @@ fn step(random: &mut Random, areas: &mut Vec<(*mut u8, usize)>) {
                 libc::munmap(target.add(size).cast(), target_pages * PAGE - size);
                 areas[other] = (target, size / PAGE);
                 areas.swap_remove(at);
+            } else {
+                // Where only a part is tracked so far, that are two mappings, which cannot be moved at once. Before the
+                // kernel finds out, it has unmapped the target, and the end of what was to be moved.
+                areas.swap_remove(at.max(other));
+                areas.swap_remove(at.min(other));
             }
         },
         // Written, then taken away from itself: still to be carried.
