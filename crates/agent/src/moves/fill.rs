@@ -1,7 +1,7 @@
 //! Memory of a container that has arrived, filled in while it runs.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +12,24 @@ use godwit_memory::{FillerProcess, ObjectId, ObjectKind, PageRange, SharedUse};
 use godwit_migrate::wire::{SharedKind, SharedPlace};
 use godwit_model::ContainerName;
 use godwit_model::event::EventKind;
+use serde::{Deserialize, Serialize};
 
 use crate::host::Host;
 use crate::translate;
 
 /// All memory is in its place within this time, in seconds: it is on this host already.
 const FILL_TIMEOUT_S: u64 = 600;
+
+/// A move waits this long for the one before to be filled in, in seconds.
+const SETTLE_TIMEOUT_S: i64 = 60;
+/// In the container's directory: who fills its memory.
+const MARK: &str = "filler.json";
+
+#[derive(Serialize, Deserialize)]
+struct Mark {
+    pid: i32,
+    started: Option<u64>,
+}
 
 /// The source's places of shared memory as this host's processes have them.
 pub fn shared_uses(cgroup: &Cgroup, places: &[SharedPlace]) -> Result<Vec<SharedUse>, ErrorBody> {
@@ -47,7 +59,8 @@ fn inner_pid(pid: u32) -> Option<i32> {
 }
 
 /// Starts the process that fills the memory of one arriving container, beside the keepers: like them it outlives us.
-pub async fn start(host: &Arc<Host>, work: PathBuf) -> Result<FillerProcess, ErrorBody> {
+/// `container_dir` remembers it, for [`settled`].
+pub async fn start(host: &Arc<Host>, container_dir: PathBuf, work: PathBuf) -> Result<FillerProcess, ErrorBody> {
     let (binary, cgroup) = (host.config.binary.clone(), translate::keeper_cgroup(&host.config));
     let start = move || {
         let mut command = Command::new(binary);
@@ -55,9 +68,44 @@ pub async fn start(host: &Arc<Host>, work: PathBuf) -> Result<FillerProcess, Err
         let filler = FillerProcess::start(command, &work).map_err(|e| ErrorBody::from_chain(&e))?;
         let joined = Cgroup::open(&cgroup).and_then(|cgroup| cgroup.join(filler.pid().unsigned_abs()));
         joined.map_err(|e| ErrorBody::from_chain(&e))?;
+        let mark = serde_json::to_vec(&Mark { pid: filler.pid(), started: started(filler.pid()) })
+            .map_err(std::io::Error::other)
+            .and_then(|mark| std::fs::write(container_dir.join(MARK), mark));
+        mark.map_err(|e| ErrorBody::new(format!("the filler cannot be noted down: {e}")))?;
         Ok(filler)
     };
     tokio::task::spawn_blocking(start).await.map_err(|e| ErrorBody::new(e.to_string()))?
+}
+
+/// Waits until the memory of a container that arrived here is complete. Before that it must not be given away: what is
+/// not filled in yet looks like memory that was never used. Blocks.
+pub fn settled(container_dir: &Path) -> Result<(), ErrorBody> {
+    let path = container_dir.join(MARK);
+    let Ok(text) = std::fs::read(&path) else { return Ok(()) };
+    let unreadable = |e: serde_json::Error| ErrorBody::new(format!("{} cannot be read: {e}", path.display()));
+    let mark: Mark = serde_json::from_slice(&text).map_err(unreadable)?;
+    let pid = rustix::process::Pid::from_raw(mark.pid);
+    let pidfd = pid.and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
+    // Its number may be another's by now.
+    if let Some(pidfd) = pidfd
+        && started(mark.pid) == mark.started
+    {
+        let limit = rustix::time::Timespec { tv_sec: SETTLE_TIMEOUT_S, tv_nsec: 0 };
+        let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
+        let ended = rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&limit)));
+        if !ended.is_ok_and(|n| n == 1) {
+            let what = "its memory is still being filled in after its last move";
+            return Err(ErrorBody::new(format!("{what}, for more than {SETTLE_TIMEOUT_S} s; try again later")));
+        }
+    }
+    let _ = std::fs::remove_file(path);
+    Ok(())
+}
+
+/// When a process was started, in the kernel's ticks (field 22 of /proc/PID/stat).
+fn started(pid: i32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
 }
 
 /// Watches the filling to its end. A container that would have to go on without some of its memory is killed: its task

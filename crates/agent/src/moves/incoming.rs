@@ -582,7 +582,7 @@ impl Arriving {
             keeper.call(prepare, "prepare a restore").await.map_err(chain)?;
             laps.lap("criu");
             let filler = match carried {
-                true => Some(super::fill::start(&host, work).await?),
+                true => Some(super::fill::start(&host, dir.clone(), work).await?),
                 false => None,
             };
             laps.lap("filler");

@@ -148,6 +148,9 @@ async fn give(leaving: &mut Leaving, connection: &std::sync::Mutex<Option<OwnedF
     let prepare = |text: String| (Phase::Prepare, ErrorBody::new(text));
     let host = Arc::clone(&leaving.host);
     host.criu.as_ref().ok_or_else(|| check(ErrorBody::new("this host has no usable CRIU")))?;
+    let container_dir = leaving.shared.dir.clone();
+    let settled = tokio::task::spawn_blocking(move || super::fill::settled(&container_dir)).await;
+    settled.map_err(|e| prepare(e.to_string()))?.map_err(check)?;
     let dirs = WorkDirs::make(&host, &leaving.plan.id)
         .map_err(|e| prepare(format!("the move's working directory could not be made: {e}")))?;
     leaving.dirs = Some(dirs);
