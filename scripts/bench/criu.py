@@ -132,8 +132,8 @@ class Criu:
                 os.close(writing)
         return process
 
-    def _uncork(self, dump: subprocess.Popen[str]) -> None:
-        self._uncorks.append(Uncork(dump.pid, PORT))
+    def _uncork(self, process: subprocess.Popen[str]) -> None:
+        self._uncorks.append(Uncork(process.pid, PORT))
 
     def _copy_move(self, images: Path) -> list[tuple[str, float]]:
         address = ("--address", PAGES_ADDRESS["B"], "--port", str(PORT))
@@ -152,6 +152,7 @@ class Criu:
         dumped = time.monotonic()
         pages = self._ready("lazy-pages", images, "B", "--page-server", *address)
         self._uncork(dump)
+        self._uncork(pages)
         connected = time.monotonic()
         self._restore(images, "--lazy-pages")
         self._end(pages, "lazy-pages")

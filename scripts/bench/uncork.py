@@ -34,26 +34,34 @@ def _descendants(pid: int) -> list[int]:
     return found
 
 
-def _connection(pid: int, port: int) -> socket.socket | None:
-    """The process's own established TCP connection that has `port` at either end, shared with it."""
+def _sockets(pid: int) -> list[int]:
+    found = []
+    with contextlib.suppress(OSError):
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:"):
+                    found.append(int(fd))
+    return found
+
+
+def _share(pid: int, fd: int, port: int) -> socket.socket | None:
+    """The process's own socket `fd`, if it is a TCP connection with `port` at either end."""
     try:
-        links = [fd for fd in os.listdir(f"/proc/{pid}/fd") if os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:")]
         pidfd = os.pidfd_open(pid)
     except OSError:
         return None
     try:
-        for link in links:
-            fd = _libc.syscall(PIDFD_GETFD, pidfd, int(link), 0)
-            if fd < 0:
-                continue
-            shared = socket.socket(fileno=fd)
-            with contextlib.suppress(OSError, IndexError, TypeError):
-                if shared.type == socket.SOCK_STREAM and port in (shared.getpeername()[1], shared.getsockname()[1]):
-                    return shared
-            shared.close()
-        return None
+        shared_fd = _libc.syscall(PIDFD_GETFD, pidfd, fd, 0)
     finally:
         os.close(pidfd)
+    if shared_fd < 0:
+        return None
+    shared = socket.socket(fileno=shared_fd)
+    with contextlib.suppress(OSError, IndexError, TypeError):
+        if shared.type == socket.SOCK_STREAM and port in (shared.getpeername()[1], shared.getsockname()[1]):
+            return shared
+    shared.close()
+    return None
 
 
 def _queued(connection: socket.socket, what: int) -> int:
@@ -71,28 +79,29 @@ class Uncork:
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
 
+    def _find(self) -> tuple[int, int] | None:
+        for pid in _descendants(self._pid):
+            for fd in _sockets(pid):
+                if shared := _share(pid, fd, self._port):
+                    shared.close()
+                    return pid, fd
+        return None
+
     def _watch(self) -> None:
-        connection = None
-        while connection is None and not self._end.wait(LOOK_S):
-            for pid in _descendants(self._pid):
-                connection = connection or _connection(pid, self._port)
-        if connection is None:
-            return
-        lay_before = 0
-        with connection:
-            while not self._end.wait(LOOK_S):
-                try:
-                    lies = _queued(connection, SIOCOUTQNSD)
-                    if lies and lies == lay_before == _queued(connection, TIOCOUTQ):
-                        for cork in (0, 1):
-                            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, cork)
-                    lay_before = lies
-                    if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == 7:  # closed
-                        return
-                except OSError:
-                    return
+        found, lay_before = None, 0
+        while not self._end.wait(LOOK_S):
+            found = found or self._find()
+            # Shared only for the look: what is shared stays open when CRIU closes it.
+            if found is None or (connection := _share(*found, self._port)) is None:
+                found, lay_before = None, 0
+                continue
+            with connection, contextlib.suppress(OSError):
+                lies = _queued(connection, SIOCOUTQNSD)
+                if lies and lies == lay_before == _queued(connection, TIOCOUTQ):
+                    for cork in (0, 1):
+                        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, cork)
+                lay_before = lies
 
     def stop(self) -> None:
-        """Lets go: our share of the connection would keep it open."""
         self._end.set()
         self._thread.join(5)
