@@ -23,7 +23,7 @@ from pathlib import Path
 
 from freezer import Freezer
 from hooks import Hooks
-from kernel import run, start
+from kernel import run, start, wait
 from peerlab import PAGES_ADDRESS, REDIS, PeerLab
 from uncork import Uncork
 from workload import Failed, Move, Place, wait_until
@@ -112,7 +112,7 @@ class Criu:
         return process
 
     def _end(self, process: subprocess.Popen[str], verb: str) -> None:
-        if process.wait(300):
+        if wait(process, 300):
             raise Failed(f"criu {verb} ended with {process.returncode}: {tail(self._work / f'{verb}.log')}")
 
     def _ready(self, verb: str, images: Path, side: str, *more: str) -> subprocess.Popen[str]:
@@ -124,7 +124,7 @@ class Criu:
             os.close(writing)
             writing = -1
             if not os.read(reading, 1):
-                process.wait(60)
+                wait(process, 60)
                 raise Failed(f"criu {verb} ended with {process.returncode}: {tail(self._work / f'{verb}.log')}")
         finally:
             os.close(reading)

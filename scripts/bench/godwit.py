@@ -82,7 +82,7 @@ class Godwit:
         """Removes the container; the lab stays for the next move."""
         if self._applied:
             self._applied = False
-            self._run("-q", "--lab", LAB, "env", "delete", "bench")
+            self._run("-q", "--lab", LAB, "env", "delete", "--yes", "bench")
             wait_until(lambda: not self._ask("ps"), 60, "removal of the container")
 
     def close(self) -> None:

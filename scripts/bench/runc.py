@@ -16,7 +16,7 @@ from pathlib import Path
 from criu import PORT, REDIS_COMMAND, tail
 from freezer import freeze_group, thaw_group
 from hooks import Hooks
-from kernel import bind, run, start, umount
+from kernel import bind, run, start, umount, wait
 from peerlab import HOST_ADDRESS, REDIS, PeerLab
 from uncork import Uncork
 from workload import Failed, Move, Place
@@ -87,7 +87,7 @@ class Runc:
     def _run(self, side: str, *arguments: str) -> None:
         """Runs runc with nothing of ours as the container's standard input and output."""
         process = self._start(side, *arguments)
-        if process.wait(300):
+        if wait(process, 300):
             self._failed(side, arguments[0])
 
     def _start(self, side: str, *arguments: str) -> subprocess.Popen[str]:
@@ -119,10 +119,10 @@ class Runc:
             "A", "checkpoint", *where, "--tcp-established", "--page-server", f"{HOST_ADDRESS['B']}:{PORT}", "redis"
         )
         self._uncork = Uncork(checkpoint.pid, PORT)
-        if checkpoint.wait(300):
+        if wait(checkpoint, 300):
             self._failed("A", "checkpoint")
         assert self._server
-        if self._server.wait(60):
+        if wait(self._server, 60):
             raise Failed(f"criu page-server: {tail(images / 'page-server.log')}")
         dumped = time.monotonic()
         self._run(
