@@ -49,6 +49,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", metavar="WORKLOADS", help=f"of {', '.join(names)}")
     parser.add_argument("--systems", metavar="SYSTEMS", help=f"of {', '.join(SYSTEMS)}")
     parser.add_argument("--mib", type=int, help="size of the values in the large workloads, for development")
+    parser.add_argument("--check-arguments", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     given.only = _chosen(parser, given.only, names)
     given.systems = _chosen(parser, given.systems, SYSTEMS)
@@ -151,6 +152,8 @@ def measure(program: str, systems: Sequence[Any], workload: Workload, moves: int
 
 def main() -> int:
     given = arguments()
+    if given.check_arguments:
+        return 0
     program = os.environ.get("GODWIT_BIN") or f"{os.environ.get('CARGO_TARGET_DIR') or 'target'}/debug/godwit"
     program = os.path.abspath(program)
     criu = "/opt/godwit/criu/criu" if os.path.exists("/opt/godwit/criu/criu") else "criu"
