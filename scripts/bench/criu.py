@@ -135,12 +135,18 @@ class Criu:
     def _uncork(self, process: subprocess.Popen[str]) -> None:
         self._uncorks.append(Uncork(process.pid, PORT))
 
+    def _let_go(self) -> None:
+        for uncork in self._uncorks:
+            uncork.stop()
+        self._uncorks.clear()
+
     def _copy_move(self, images: Path) -> list[tuple[str, float]]:
         address = ("--address", PAGES_ADDRESS["B"], "--port", str(PORT))
         server = self._ready("page-server", images, "B", *address)
         dump = self._spawn(self._dump(images, "--page-server", *address), "A")
         self._uncork(dump)
         self._end(dump, "dump")
+        self._let_go()
         self._end(server, "page-server")
         dumped = time.monotonic()
         self._restore(images)
@@ -164,9 +170,7 @@ class Criu:
         if self._hooks:
             self._hooks.close()
             self._hooks = None
-        for uncork in self._uncorks:
-            uncork.stop()
-        self._uncorks.clear()
+        self._let_go()
         if self._freezer:
             self._freezer.thaw()
         for process in self._helpers[1:]:

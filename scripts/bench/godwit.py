@@ -66,17 +66,18 @@ class Godwit:
         begun = time.monotonic()
         self._run("-q", "--lab", LAB, "migrate", "bench/cache-1", "--to", self._target)
         total_ms = (time.monotonic() - begun) * 1e3
-        newest = max(self._ask("move", "list"), key=lambda move: move["requested_at_ms"])
+        # As for the others: from the command's start to its end.
+        return Move(total_ms=total_ms)
+
+    def describe(self, move: Move) -> None:
+        """Adds what godwit says of its last move; asked for when the move is no longer measured."""
+        newest = max(self._ask("move", "list"), key=lambda found: found["requested_at_ms"])
         summary = newest.get("summary")
         if not summary:
             raise Failed(f"godwit says of the move: {json.dumps(newest)[:500]}")
-        return Move(
-            # As for the others: from the command's start to its end.
-            total_ms=total_ms,
-            downtime_ms=summary["downtime_ms"],
-            parts=dict(summary["downtime_parts"]),
-            bytes_sent=summary["bytes_sent"],
-        )
+        move.downtime_ms = summary["downtime_ms"]
+        move.parts = dict(summary["downtime_parts"])
+        move.bytes_sent = summary["bytes_sent"]
 
     def cleanup(self) -> None:
         """Removes the container; the lab stays for the next move."""

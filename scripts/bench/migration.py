@@ -113,9 +113,10 @@ def one_move(program: str, system: Any, workload: Workload) -> Move:
         idle_rate = (busy - base) / BASE_S
         started = now_ms()
         move: Move = system.move()
-        # The end of the move itself, without what was asked about it afterwards.
         move.cpu_s = max(0.0, busy_s() - busy - idle_rate * (time.monotonic() - began))
         move.started_unix_ms, move.ended_unix_ms = started, now_ms()
+        if isinstance(system, Godwit):
+            system.describe(move)
         time.sleep(AFTER_S)
         client.finish(move)
         wrong = check(program, system.place, workload.mib)

@@ -56,7 +56,11 @@ def _share(pid: int, fd: int, port: int) -> socket.socket | None:
         os.close(pidfd)
     if shared_fd < 0:
         return None
-    shared = socket.socket(fileno=shared_fd)
+    try:
+        shared = socket.socket(fileno=shared_fd)
+    except OSError:  # no longer a socket
+        os.close(shared_fd)
+        return None
     with contextlib.suppress(OSError, IndexError, TypeError):
         if shared.type == socket.SOCK_STREAM and port in (shared.getpeername()[1], shared.getsockname()[1]):
             return shared
