@@ -16,8 +16,9 @@ def _both(values: Sequence[float]) -> dict[str, float]:
 
 
 def result(workload: str, system: str, moves: Sequence[Move], failures: Sequence[str]) -> dict[str, Any]:
-    """One entry of "results". Without a single good move it has the failures only."""
+    """One entry of "results". Without a single good move its figures are null."""
     entry: dict[str, Any] = {"workload": workload, "system": system, "moves": len(moves)}
+    entry.update(dict.fromkeys(("client_gap_ms", "downtime_ms", "total_ms", "bytes_sent", "cpu_s")))
     if moves:
         names = [name for name in moves[0].parts]
         parts = {
@@ -44,7 +45,7 @@ def _ratio(results: Sequence[dict[str, Any]], workload: str, system: str) -> flo
     gaps = {
         entry["system"]: entry["client_gap_ms"]["median"]
         for entry in results
-        if entry["workload"] == workload and "client_gap_ms" in entry
+        if entry["workload"] == workload and entry["client_gap_ms"]
     }
     if "godwit" not in gaps or not gaps.get(system):
         return None
@@ -69,7 +70,7 @@ def table(report: dict[str, Any]) -> str:
     notes = []
     for entry in report["results"]:
         row = [entry["workload"], entry["system"], str(entry["moves"])]
-        if "client_gap_ms" in entry:
+        if entry["client_gap_ms"]:
             gap, down, total = entry["client_gap_ms"], entry["downtime_ms"], entry["total_ms"]
             row += [f"{gap['median']:.0f}", f"{gap['worst']:.0f}", f"{down['median']:.0f}", f"{down['worst']:.0f}"]
             row += [f"{total['median']:.0f}", f"{entry['bytes_sent'] / (1 << 20):.0f}", f"{entry['cpu_s']:.2f}"]
