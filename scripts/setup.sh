@@ -15,6 +15,8 @@ packages=(
     gcc libc6-dev pkg-config                            # building the bundled SQLite and crypto
     curl ca-certificates debian-archive-keyring
 )
+# What godwit is compared with, and how fast the link is: for ./dev bench only.
+[ "${1:-}" != bench ] || packages+=(runc iperf3 python3 util-linux)
 # Packages that would start a service, and the service.
 services=(redis-server:redis-server nginx-light:nginx postgresql:postgresql docker-registry:docker-registry)
 
