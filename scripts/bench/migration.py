@@ -177,6 +177,9 @@ def main() -> int:
     if not os.access(program, os.X_OK):
         say(f"error: {program} is not there: build it, or name another by GODWIT_BIN")
         return 1
+    if not output.parent.is_dir():
+        say(f"error: {output.parent} is no directory: the report could not be written")
+        return 1
     lock = open("/run/lock/godwit-bench.lock", "w")  # noqa: SIM115: held to the end of the process
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -223,6 +226,8 @@ def compare(
     systems = [made[name]() for name in SYSTEMS if name in given.systems]
     results: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
+    if float(load[0][0]) > 1:
+        say(f"warning: load average {load[0][0]}: other work on this machine is in every figure")
     link = measure_link(lab)
     try:
         for workload in (w for w in WORKLOADS if w.name in given.only):
