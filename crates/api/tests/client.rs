@@ -116,7 +116,10 @@ async fn every_method_asks_for_its_route() {
     asks!(client.events(None, false), "GET /v1/events?follow=false");
     asks!(client.events(Some(9), true), "GET /v1/events?follow=true&since=9");
     let to = godwit_api::types::MigrateRequest { to: Some(HostName::new("h2").unwrap()), ..Default::default() };
-    asks!(client.migrate(&name(), &to), r#"POST /v1/containers/shop/db-1/migrate {"to":"h2"}"#);
+    asks!(
+        client.migrate(&name(), &to),
+        r#"POST /v1/containers/shop/db-1/migrate {"to":"h2","options":{"mode":"auto","max_downtime_ms":null}}"#
+    );
     let manifest = serde_json::from_value(json!({"name": "shop", "layers": {}})).unwrap();
     let apply = godwit_api::types::ApplyRequest { manifest, dry_run: true };
     asks!(client.apply(&apply), r#"PUT /v1/environments/shop {"manifest":{"name":"shop","layers":{}},"dry_run":true}"#);

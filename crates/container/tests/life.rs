@@ -84,9 +84,13 @@ fn the_agent_may_go_and_come_back() {
     if !root_or_skip() {
         return;
     }
-    let world = World::new("adopt", "echo one; read x < /tmp/go; echo two; read x < /tmp/go; exit 3");
+    let world = World::new("adopt", "echo one; read x < /tmp/go; echo two; read x < /tmp/end; exit 3");
     let go = world.rootfs.path().join("tmp/go");
-    rustix::fs::mknodat(rustix::fs::CWD, &go, rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap();
+    // One each: who opens a pipe again before its writer has closed it reads an end.
+    let end = world.rootfs.path().join("tmp/end");
+    for pipe in [&go, &end] {
+        rustix::fs::mknodat(rustix::fs::CWD, pipe, rustix::fs::FileType::Fifo, 0o666.into(), 0).unwrap();
+    }
     let keeper = world.start();
     let pid = keeper.client.status().unwrap().pid;
     world.wait_for_log("one");
@@ -106,7 +110,7 @@ fn the_agent_may_go_and_come_back() {
     drop(second);
 
     // It ends while nobody is there: the record is written and the keeper goes.
-    std::fs::write(&go, "x\n").unwrap();
+    std::fs::write(&end, "x\n").unwrap();
     wait_readable(&keeper_process);
     assert_eq!(state::read_exit(world.dir()).unwrap().unwrap().code, Some(3));
     assert!(!state::is_keeper_alive(world.dir()).unwrap());

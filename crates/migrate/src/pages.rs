@@ -122,7 +122,7 @@ mod tests {
         assert_eq!(payload, golden.concat());
         let (head, ranges, content) = Head::split(&payload).unwrap();
         assert_eq!(head.key, Key::Object(id));
-        assert_eq!(with_pages(&ranges, content).unwrap(), [(PageRange { start: 0x1000, end: 0x2000 }, &content[..])]);
+        assert_eq!(with_pages(&ranges, content).unwrap(), [(PageRange { start: 0x1000, end: 0x2000 }, content)]);
         assert!(with_pages(&ranges, &content[1..]).is_err() && with_pages(&[], content).is_err());
     }
 

@@ -223,3 +223,29 @@ fn what_cannot_move_is_refused_beforehand() {
     assert_eq!(world.json(&["move", "list"]), serde_json::json!([]));
     world.down();
 }
+
+/// How memory is copied, and how long it may stand still for it.
+#[test]
+fn what_is_asked_of_a_move_is_kept() {
+    let Some(world) = World::up("asked", 2, &["--link", "10gbit"]) else { return };
+    world.apply(WORKLOAD);
+    world.wait_running("t/w-1");
+    let address = format!("{}:7000", world.host_address(1));
+    wait_listening(&world, &address);
+    let client = world.client(&["client", "--address", &address, "--connections", "4", "--until-stdin-closes"]);
+    let mut from = world.host_of("t/w-1");
+    let other = |host: &str| if host == "h1" { "h2" } else { "h1" };
+    for mode in ["stop-and-copy", "pre-copy"] {
+        let to = other(&from);
+        let done = world.json(&["migrate", "t/w-1", "--to", to, "--mode", mode]);
+        assert_eq!((&done["outcome"]["state"], &done["options"]["mode"]), (&"done".into(), &mode.into()), "{done:#}");
+        from = to.to_owned();
+    }
+    let said = world.refused(1, &["migrate", "t/w-1", "--to", other(&from), "--max-downtime", "1"]);
+    assert!(said.contains("it would stand still for about") && said.contains("--max-downtime"), "{said}");
+    assert_eq!(world.host_of("t/w-1"), from);
+    let after = status(&world);
+    assert_eq!((&after["ok"], &after["streams_broken"]), (&true.into(), &0.into()), "{after:#}");
+    client.finish();
+    world.down();
+}

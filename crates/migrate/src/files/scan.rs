@@ -106,10 +106,8 @@ impl Scanner {
             let first_name = if file && meta.nlink() > 1 { links.get(&meta.ino()).cloned() } else { None };
             let changed = self.sent.get(&path) != Some(&stamp) || stamp.ctime_ns < 0 || always.contains(&path);
             let stale_link = first_name.is_some() && resent.contains(&meta.ino());
-            if changed || stale_link {
-                if self.send(&path, &full, &meta, first_name.as_deref(), sink, &mut stats)? {
-                    resent.insert(meta.ino());
-                }
+            if (changed || stale_link) && self.send(&path, &full, &meta, first_name.as_deref(), sink, &mut stats)? {
+                resent.insert(meta.ino());
             }
             if file && meta.nlink() > 1 && first_name.is_none() {
                 links.insert(meta.ino(), path.clone());
