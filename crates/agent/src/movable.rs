@@ -76,15 +76,25 @@ pub fn by_namespaces(init: u32, pids: &[u32]) -> Movable {
     Movable { because }
 }
 
-/// Who has a file open with O_DIRECT, if somebody has. A device that was given a page to write to before the page was
+/// Who has a file open with O_DIRECT, or may have one. A device that was given a page to write to before the page was
 /// protected can write to it after it was read, which no page table tells.
 pub fn direct_io(pids: &[u32]) -> Option<String> {
     let mut looked = 0;
     for pid in pids {
-        for item in std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten() {
+        let list = match std::fs::read_dir(format!("/proc/{pid}/fd")) {
+            Ok(list) => list,
+            // It has ended.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Some(format!("what process {} has open cannot be seen: {error}", command(*pid))),
+        };
+        for item in list.flatten() {
             looked += 1;
-            let file = std::fs::read_link(item.path()).ok().filter(|target| target.is_absolute());
-            let Some(file) = file.filter(|_| looked <= MAX_FDS) else { continue };
+            if looked > MAX_FDS {
+                return Some(format!("more than {MAX_FDS} files are open, too many to look for O_DIRECT"));
+            }
+            let Some(file) = std::fs::read_link(item.path()).ok().filter(|target| target.is_absolute()) else {
+                continue;
+            };
             let info = format!("/proc/{pid}/fdinfo/{}", item.file_name().to_string_lossy());
             if std::fs::read_to_string(info).is_ok_and(|info| is_direct(&info)) {
                 let who = command(*pid);

@@ -50,7 +50,10 @@ pub enum SendError {
     Wire { phase: Phase, source: WireError },
     #[error("{phase}: files could not be read")]
     Scan { phase: Phase, source: ScanError },
-    #[error("memory cannot be copied while the container runs: {why}")]
+    #[error(
+        "memory cannot be copied while the container runs: {why}; without --mode pre-copy and --max-downtime it is copied \
+         while it stands still"
+    )]
     NoRounds { why: String },
     #[error(
         "it writes faster than that can be sent: it would stand still for about {expected_ms} ms, {max_ms} ms are allowed; \
@@ -145,18 +148,11 @@ where
     let version = source.handshake(move_id, container).await?;
     if version >= MEMORY_VERSION {
         source.scanners.iter_mut().for_each(Scanner::send_patches);
-        // Where nobody can tell written pages, memory goes through CRIU while everything stands still.
-        let mode = workload.options().mode;
-        let memory = match workload.hidden_writes() {
-            _ if mode == CopyMode::StopAndCopy => Err("as was asked for".to_owned()),
-            None => Memory::new().map_err(|error| error.to_string()),
-            Some(why) => Err(why),
-        };
-        match memory {
-            Ok(memory) => source.memory = Some(memory),
-            Err(why) if mode == CopyMode::PreCopy => return Err(SendError::NoRounds { why }),
-            Err(why) => tracing::warn!(move_id, why, "memory is copied while the container stands still"),
-        }
+    }
+    // Where nobody can tell written pages, memory goes through CRIU while everything stands still.
+    match memory_in_rounds(version, workload) {
+        Ok(memory) => source.memory = Some(memory),
+        Err(why) => without_rounds(why, workload.options())?,
     }
     let carried = source.memory.is_some();
     source.rounds(workload).await?;
@@ -362,14 +358,10 @@ where
         if self.memory.is_some()
             && let Some(why) = workload.hidden_writes()
         {
-            tracing::warn!(why, "memory is copied again while the container stands still");
-            if workload.options().mode == CopyMode::PreCopy {
-                return Err(SendError::NoRounds { why });
-            }
+            without_rounds(why, workload.options())?;
             self.memory = None;
         }
-        let dump_begun = Instant::now();
-        let mut last = if self.memory.is_some() {
+        let last = if self.memory.is_some() {
             let frozen = Frozen { carried: true, detail: detail.clone() };
             self.writer.send_json(Kind::Frozen, &frozen).await.map_err(wire(phase))?;
             self.writer.flush().await.map_err(wire(phase))?;
@@ -379,12 +371,11 @@ where
             self.writer.flush().await.map_err(wire(phase))?;
             self.streamed_part(&always, workload).await?
         };
-        last.dump_ms = ms(dump_begun);
         self.images(&last.images_dir)?.send(&mut self.writer).await.map_err(wire(phase))?;
         let fin = Final {
             freeze_ms,
             dump_ms: last.dump_ms,
-            files_ms: 0.0,
+            files_ms: last.files_ms,
             elapsed_ms: ms(begun),
             memory_bytes: self.memory_bytes,
             file_bytes: file_bytes_before + last.file_bytes,
@@ -405,6 +396,7 @@ where
         workload: &mut L,
     ) -> Result<LastPart, SendError> {
         let phase = Phase::Freeze;
+        let begun = Instant::now();
         let (told, frames, work) = self.begin_memory(phase, Target::Frozen, workload)?;
         let Ok(last) = told.await else {
             // It ended before it knew which pages: with an error.
@@ -414,7 +406,8 @@ where
         let shared = shared_places(&last);
         let dump = async {
             let dumped = workload.dump(DumpMemory::Carried(last)).await;
-            dumped.map_err(|source| SendError::Part { phase, doing: "the dump by CRIU", source })
+            let dumped = dumped.map_err(|source| SendError::Part { phase, doing: "the dump by CRIU", source });
+            dumped.map(|images_dir| (images_dir, ms(begun)))
         };
         let round = self.progress.rounds;
         let send = async {
@@ -426,15 +419,15 @@ where
             Ok::<_, SendError>(changed.bytes_sent)
         };
         // Both to their ends: who thaws the container must not do it under CRIU's hands.
-        let (images_dir, sent) = tokio::join!(dump, send);
-        let (images_dir, mut file_bytes) = (images_dir?, sent?);
+        let (dumped, sent) = tokio::join!(dump, send);
+        let ((images_dir, dump_ms), mut file_bytes) = (dumped?, sent?);
         self.end_memory(phase, work).await?;
         // CRIU has given names to files that are open, deleted and still linked from elsewhere.
         if images_dir.join(REMAPPED_FILES).exists() {
             file_bytes += self.file_round::<L>(phase, &[], None).await?.bytes_sent;
             self.writer.send_json(Kind::RoundEnd, &RoundEnd { round }).await.map_err(wire(phase))?;
         }
-        Ok(LastPart { images_dir, file_bytes, dump_ms: 0.0, shared: Some(shared) })
+        Ok(LastPart { images_dir, file_bytes, dump_ms, files_ms: ms(begun) - dump_ms, shared: Some(shared) })
     }
 
     /// Memory goes through CRIU, files follow.
@@ -443,10 +436,13 @@ where
         always: &[(String, Vec<u8>)],
         workload: &mut L,
     ) -> Result<LastPart, SendError> {
+        let begun = Instant::now();
         let (images_dir, bytes) = self.dump_with_pages(workload).await?;
+        let dump_ms = ms(begun);
         self.memory_bytes = bytes;
         let changed = self.file_round(Phase::Freeze, always, Some(workload)).await?;
-        Ok(LastPart { images_dir, file_bytes: changed.bytes_sent, dump_ms: 0.0, shared: None })
+        let files_ms = ms(begun) - dump_ms;
+        Ok(LastPart { images_dir, file_bytes: changed.bytes_sent, dump_ms, files_ms, shared: None })
     }
 }
 
@@ -454,7 +450,32 @@ struct LastPart {
     images_dir: PathBuf,
     file_bytes: u64,
     dump_ms: f64,
+    /// What files, and pages past CRIU, took beyond the dump.
+    files_ms: f64,
     shared: Option<Vec<SharedPlace>>,
+}
+
+/// The means to copy memory while the container runs; why there are none otherwise.
+fn memory_in_rounds<L: Workload>(version: u32, workload: &L) -> Result<Memory, String> {
+    if version < MEMORY_VERSION {
+        return Err(format!("the destination speaks version {version} of the migration protocol"));
+    }
+    if workload.options().mode == CopyMode::StopAndCopy {
+        return Err("stop-and-copy was asked for".to_owned());
+    }
+    match workload.hidden_writes() {
+        Some(why) => Err(why),
+        None => Memory::new().map_err(|error| error.to_string()),
+    }
+}
+
+/// Whether memory may be copied while the container stands still instead. For how long is not known then.
+fn without_rounds(why: String, options: MoveOptions) -> Result<(), SendError> {
+    if options.mode == CopyMode::PreCopy || options.max_downtime_ms.is_some() {
+        return Err(SendError::NoRounds { why });
+    }
+    tracing::warn!(why, "memory is copied while the container stands still");
+    Ok(())
 }
 
 /// Whether the container may stand still for what is left, which takes `expected_ms`.

@@ -170,7 +170,7 @@ pub enum DowntimePart {
     Freeze,
     /// CRIU's dump on the source, with the memory that travels in it.
     Dump,
-    /// Changes of files since the last round.
+    /// What changes of files, and of memory past CRIU, since the last round took beyond the dump.
     Files,
     /// What was still on its way when the dump ended.
     Transfer,

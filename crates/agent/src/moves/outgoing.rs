@@ -127,6 +127,8 @@ async fn run(mut leaving: Leaving, connection: Arc<std::sync::Mutex<Option<Owned
     let host = Arc::clone(&leaving.host);
     let id = leaving.plan.id.clone();
     let result = give(&mut leaving, &connection).await;
+    // A criu that still waits for the freeze has the directory open in which it works.
+    tokio::task::block_in_place(|| leaving.begun = None);
     if let Some(dirs) = leaving.dirs.take()
         && let Err(error) = dirs.remove()
     {
@@ -250,8 +252,10 @@ impl Workload for Leaving {
     }
 
     fn hidden_writes(&self) -> Option<String> {
-        let pids = self.cgroup.pids().ok()?;
-        movable::direct_io(&pids)
+        match self.cgroup.pids() {
+            Ok(pids) => movable::direct_io(&pids),
+            Err(error) => Some(format!("its processes cannot be listed: {error}")),
+        }
     }
 
     async fn before_freeze(&mut self, carried: bool) -> Result<serde_json::Value, PartError> {
@@ -313,7 +317,7 @@ impl Workload for Leaving {
             }
             DumpMemory::Stream(pages) => {
                 // It was to leave memory out, and has not begun.
-                self.begun = None;
+                tokio::task::block_in_place(|| self.begun = None);
                 let pages = pages.into_std()?;
                 pages.set_nonblocking(false)?;
                 self.begin_dump(Some(pages.into()), None).await?.0

@@ -243,6 +243,9 @@ fn what_is_asked_of_a_move_is_kept() {
     }
     let said = world.refused(1, &["migrate", "t/w-1", "--to", other(&from), "--max-downtime", "1"]);
     assert!(said.contains("it would stand still for about") && said.contains("--max-downtime"), "{said}");
+    let stop = ["migrate", "t/w-1", "--to", other(&from), "--mode", "stop-and-copy", "--max-downtime", "60000"];
+    let said = world.refused(1, &stop);
+    assert!(said.contains("memory cannot be copied while the container runs: stop-and-copy was asked for"), "{said}");
     assert_eq!(world.host_of("t/w-1"), from);
     let after = status(&world);
     assert_eq!((&after["ok"], &after["streams_broken"]), (&true.into(), &0.into()), "{after:#}");
