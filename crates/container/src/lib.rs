@@ -40,4 +40,5 @@ pub use keeper::keeper_main;
 pub use mounts::{ExternalMount, external_mounts};
 pub use rootfs::{RootFs, copy_image_dir_to_volume, remove_dir_all_no_xdev};
 pub use spec::LaunchSpec;
+pub use sys::start_time_ticks;
 pub use user::resolve_user;

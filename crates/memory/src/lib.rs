@@ -31,4 +31,6 @@ pub use pages::{PageRange, PageSet, is_zero, page_size};
 pub use process::{FillerProcess, filler_control, serve_filler};
 pub use read::{Content, PageReader, Piece, ReadError};
 pub use store::{Key, PageStore, StoreError};
-pub use tracker::{ObjectId, ObjectKind, ObjectPages, ProcessPages, Round, SharedMapping, Target, TrackError, Tracker};
+pub use tracker::{
+    ObjectId, ObjectKind, ObjectPages, ProcessPages, Round, SharedMapping, Target, TrackError, Tracker, inner_pid,
+};

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_api::types::ErrorBody;
-use godwit_container::Cgroup;
-use godwit_memory::{FillerProcess, ObjectId, ObjectKind, PageRange, SharedUse};
+use godwit_container::{Cgroup, start_time_ticks};
+use godwit_memory::{FillerProcess, ObjectId, ObjectKind, PageRange, SharedUse, inner_pid};
 use godwit_migrate::wire::{SharedKind, SharedPlace};
 use godwit_model::ContainerName;
 use godwit_model::event::EventKind;
@@ -21,21 +21,21 @@ use crate::translate;
 const FILL_TIMEOUT_S: u64 = 600;
 
 /// A move waits this long for the one before to be filled in, in seconds.
-const SETTLE_TIMEOUT_S: i64 = 60;
+const SETTLE_TIMEOUT_S: u64 = 60;
 /// In the container's directory: who fills its memory.
 const MARK: &str = "filler.json";
 
 #[derive(Serialize, Deserialize)]
 struct Mark {
-    pid: i32,
-    started: Option<u64>,
+    pid: u32,
+    start_ticks: u64,
 }
 
 /// The source's places of shared memory as this host's processes have them.
 pub fn shared_uses(cgroup: &Cgroup, places: &[SharedPlace]) -> Result<Vec<SharedUse>, ErrorBody> {
     let pids = cgroup.pids().map_err(|e| ErrorBody::from_chain(&e))?;
     let here: HashMap<i32, i32> =
-        pids.into_iter().filter_map(|pid| Some((inner_pid(pid)?, pid.cast_signed()))).collect();
+        pids.into_iter().map(u32::cast_signed).filter_map(|pid| Some((inner_pid(pid)?, pid))).collect();
     let here = |place: &SharedPlace| {
         let odd = |what: &str| ErrorBody::new(format!("shared memory of process {}: {what}", place.inner_pid));
         let pid = here.get(&place.inner_pid).ok_or_else(|| odd("it was not restored"))?;
@@ -52,12 +52,6 @@ pub fn shared_uses(cgroup: &Cgroup, places: &[SharedPlace]) -> Result<Vec<Shared
     places.iter().map(here).collect()
 }
 
-/// A process's number in its own pid namespace.
-fn inner_pid(pid: u32) -> Option<i32> {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|l| l.strip_prefix("NSpid:"))?.split_ascii_whitespace().last()?.parse().ok()
-}
-
 /// Starts the process that fills the memory of one arriving container, beside the keepers: like them it outlives us.
 /// `container_dir` remembers it, for [`settled`].
 pub async fn start(host: &Arc<Host>, container_dir: PathBuf, work: PathBuf) -> Result<FillerProcess, ErrorBody> {
@@ -66,11 +60,12 @@ pub async fn start(host: &Arc<Host>, container_dir: PathBuf, work: PathBuf) -> R
         let mut command = Command::new(binary);
         command.arg("filler").arg("--work").arg(&work);
         let filler = FillerProcess::start(command, &work).map_err(|e| ErrorBody::from_chain(&e))?;
-        let joined = Cgroup::open(&cgroup).and_then(|cgroup| cgroup.join(filler.pid().unsigned_abs()));
+        let pid = filler.pid().unsigned_abs();
+        let joined = Cgroup::open(&cgroup).and_then(|cgroup| cgroup.join(pid));
         joined.map_err(|e| ErrorBody::from_chain(&e))?;
-        let mark = serde_json::to_vec(&Mark { pid: filler.pid(), started: started(filler.pid()) })
-            .map_err(std::io::Error::other)
-            .and_then(|mark| std::fs::write(container_dir.join(MARK), mark));
+        let mark = start_time_ticks(pid).and_then(|start_ticks| {
+            std::fs::write(container_dir.join(MARK), serde_json::to_vec(&Mark { pid, start_ticks })?)
+        });
         mark.map_err(|e| ErrorBody::new(format!("the filler cannot be noted down: {e}")))?;
         Ok(filler)
     };
@@ -80,46 +75,69 @@ pub async fn start(host: &Arc<Host>, container_dir: PathBuf, work: PathBuf) -> R
 /// Waits until the memory of a container that arrived here is complete. Before that it must not be given away: what is
 /// not filled in yet looks like memory that was never used. Blocks.
 pub fn settled(container_dir: &Path) -> Result<(), ErrorBody> {
+    if ended_within(container_dir, SETTLE_TIMEOUT_S)? {
+        return Ok(());
+    }
+    let what = "its memory is still being filled in after its last move";
+    Err(ErrorBody::new(format!("{what}, for more than {SETTLE_TIMEOUT_S} s; try again later")))
+}
+
+/// Waits for the end of whoever fills a container's memory; `false` if that does not come within `limit_s` seconds.
+fn ended_within(container_dir: &Path, limit_s: u64) -> Result<bool, ErrorBody> {
     let path = container_dir.join(MARK);
-    let Ok(text) = std::fs::read(&path) else { return Ok(()) };
-    let unreadable = |e: serde_json::Error| ErrorBody::new(format!("{} cannot be read: {e}", path.display()));
-    let mark: Mark = serde_json::from_slice(&text).map_err(unreadable)?;
-    let pid = rustix::process::Pid::from_raw(mark.pid);
+    let wrong = |e: std::io::Error| ErrorBody::new(format!("{}: {e}", path.display()));
+    let text = match std::fs::read(&path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        Err(e) => return Err(wrong(e)),
+    };
+    let mark: Mark = serde_json::from_slice(&text).map_err(|e| wrong(e.into()))?;
+    let pid = rustix::process::Pid::from_raw(mark.pid.cast_signed());
     let pidfd = pid.and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
     // Its number may be another's by now.
     if let Some(pidfd) = pidfd
-        && started(mark.pid) == mark.started
+        && start_time_ticks(mark.pid).is_ok_and(|ticks| ticks == mark.start_ticks)
     {
-        let limit = rustix::time::Timespec { tv_sec: SETTLE_TIMEOUT_S, tv_nsec: 0 };
+        let limit = rustix::time::Timespec { tv_sec: limit_s.cast_signed(), tv_nsec: 0 };
         let mut fds = [rustix::event::PollFd::new(&pidfd, rustix::event::PollFlags::IN)];
         let ended = rustix::io::retry_on_intr(|| rustix::event::poll(&mut fds, Some(&limit)));
-        if !ended.is_ok_and(|n| n == 1) {
-            let what = "its memory is still being filled in after its last move";
-            return Err(ErrorBody::new(format!("{what}, for more than {SETTLE_TIMEOUT_S} s; try again later")));
+        if ended.map_err(|e| wrong(e.into()))? == 0 {
+            return Ok(false);
         }
     }
-    let _ = std::fs::remove_file(path);
-    Ok(())
+    match std::fs::remove_file(&path) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(wrong(e)),
+        _ => Ok(true),
+    }
 }
 
-/// When a process was started, in the kernel's ticks (field 22 of /proc/PID/stat).
-fn started(pid: i32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
-}
-
-/// Watches the filling to its end. A container that would have to go on without some of its memory is killed: its task
-/// then does what its restart policy says.
-pub fn follow(host: &Arc<Host>, name: &ContainerName, filler: Arc<FillerProcess>, cgroup: Cgroup) {
+/// Watches the filling to its end; `filler` is `None` where an earlier agent started it, of which only the end is seen. A
+/// container that would have to go on without some of its memory is killed: its task then does what its restart policy
+/// says.
+pub fn follow(
+    host: &Arc<Host>,
+    name: &ContainerName,
+    container_dir: PathBuf,
+    filler: Option<Arc<FillerProcess>>,
+    cgroup: Cgroup,
+) {
     let (host, name) = (Arc::clone(host), name.clone());
     tokio::task::spawn_blocking(move || {
-        let why = match filler.wait(Duration::from_secs(FILL_TIMEOUT_S)) {
-            Ok(Some(report)) => {
-                tracing::info!(container = %name, ?report, "all memory is in its place");
-                return;
-            }
-            Ok(None) => format!("not all of its memory was in its place after {FILL_TIMEOUT_S} s"),
-            Err(error) => ErrorBody::from_chain(&error).one_line(),
+        let ended = match filler {
+            Some(filler) => match filler.wait(Duration::from_secs(FILL_TIMEOUT_S)) {
+                Ok(Some(report)) => {
+                    tracing::info!(container = %name, ?report, "all memory is in its place");
+                    Ok(true)
+                }
+                Ok(None) => Ok(false),
+                Err(error) => Err(ErrorBody::from_chain(&error)),
+            },
+            None => ended_within(&container_dir, FILL_TIMEOUT_S),
+        };
+        let why = match ended {
+            Ok(true) => return,
+            Ok(false) => format!("not all of its memory was in its place after {FILL_TIMEOUT_S} s"),
+            Err(error) => error.one_line(),
         };
         host.event(EventKind::MoveFailed, Some(&name), format!("{name} is ended and started anew: {why}"));
         if let Err(error) = cgroup.kill_all() {

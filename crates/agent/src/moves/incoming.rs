@@ -186,9 +186,8 @@ impl Incoming {
         let assignment =
             Assignment { spec: self.spec.clone(), generation, run: true, start_count: held.record.start_count };
         let Held { live, dirs, record, started_at_ms, filler, .. } = *held;
-        if let Some(filler) = filler {
-            super::fill::follow(host, &self.spec.name, filler, live.cgroup.clone());
-        }
+        let container_dir = container_dir(host, &self.spec.id);
+        super::fill::follow(host, &self.spec.name, container_dir, filler, live.cgroup.clone());
         task::spawn_live(host, assignment, live, record);
         if let Some(task) = locked(&host.tasks).get(&self.spec.id) {
             locked(&task.shared.status).started_at_ms = started_at_ms;

@@ -9,7 +9,7 @@ use godwit_container::keeper::protocol::{Event, Reply, Request};
 use godwit_container::keeper::state::Exit;
 use godwit_container::{LaunchSpec, keeper::state as keeper_state};
 use godwit_model::MoveId;
-use godwit_model::container::{ContainerState, ExitStatus, Health, RestartPolicy};
+use godwit_model::container::{ContainerState, ExitStatus, Health, Movable, RestartPolicy};
 use godwit_model::event::EventKind;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -21,6 +21,7 @@ use super::unmake::{stop_everything, unmake};
 use super::{Command, Shared, Verdict};
 use crate::host::{Host, locked};
 use crate::keeper::Keeper;
+use crate::moves::fill;
 use crate::moves::outgoing::{self, Outgoing};
 use crate::{movable, translate};
 
@@ -103,6 +104,7 @@ impl Task {
         {
             tracing::info!(container = %self.record.spec.name, pid, "adopted");
             self.restart_at = None;
+            fill::follow(&self.host, &self.record.spec.name, dir, None, cgroup.clone());
             self.went_live(Live { keeper, events, cgroup, pid });
             locked(&self.shared.status).started_at_ms = state.started_unix_ms;
             self.resume_giving_away();
@@ -376,15 +378,22 @@ impl Task {
         }
     }
 
-    /// Usage and movability, for the next status.
-    fn measure(&mut self) {
-        let Some(live) = &self.live else { return };
+    /// Whether the container can be moved as it is now.
+    fn movable(&self, live: &Live) -> Movable {
         let execs = keeper_state::read_state(&self.shared.dir).ok().flatten().map_or(0, |s| s.execs);
         let mut movable = movable::by_specification(&self.assignment.spec, self.host.criu.is_some(), execs);
         if let Ok(pids) = live.cgroup.pids() {
             movable.because.extend(movable::by_open_files(&pids).because);
             movable.because.extend(movable::by_namespaces(live.pid, &pids).because);
         }
+        movable
+    }
+
+    /// Usage and movability, for the next status.
+    fn measure(&mut self) {
+        let Some(live) = &self.live else { return };
+        // Programs may have very many files open.
+        let movable = tokio::task::block_in_place(|| self.movable(live));
         let mut status = locked(&self.shared.status);
         if let Ok(usage) = live.cgroup.usage() {
             status.memory = Some(godwit_model::Bytes(usage.memory_bytes));
@@ -402,8 +411,7 @@ impl Task {
             };
         }
         let live = self.live.as_ref().ok_or_else(|| ErrorBody::new("the container does not run"))?;
-        let pids = live.cgroup.pids().map_err(chain)?;
-        let movable = movable::by_open_files(&pids);
+        let movable = tokio::task::block_in_place(|| self.movable(live));
         if !movable.yes() {
             return Err(ErrorBody::new(movable.because.join("; ")));
         }

@@ -33,6 +33,7 @@ use crate::sys::pagemap::Scanner;
 use forks::ForkWatch;
 pub(crate) use object::Object;
 pub use object::{ObjectId, ObjectKind};
+pub use process::inner_pid;
 use process::{Layout, Present, Process, is_gone};
 use shared::Objects;
 

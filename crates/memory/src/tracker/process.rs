@@ -88,7 +88,7 @@ impl Process {
         let open = |name: &str| File::open(format!("/proc/{pid}/{name}"));
         let maps = open("maps").map_err(|source| TrackError::Process { pid, source })?;
         let pagemap = open("pagemap").map_err(|source| TrackError::Process { pid, source })?;
-        let inner_pid = status(pid).and_then(|s| s.inner_pid).unwrap_or(pid);
+        let inner_pid = inner_pid(pid).unwrap_or(pid);
         Ok(Self { pid, inner_pid, incarnation, watched: None, maps, pagemap, sent: PageSet::default() })
     }
 
@@ -248,6 +248,11 @@ impl Process {
         let mut byte = [0];
         self.maps.rewind().and_then(|()| self.maps.read(&mut byte)).is_ok_and(|n| n == 1)
     }
+}
+
+/// A process's number in its own pid namespace (NSpid in proc_pid_status(5)), the one that CRIU uses; `None` if it is gone.
+pub fn inner_pid(pid: i32) -> Option<i32> {
+    status(pid)?.inner_pid
 }
 
 struct Status {
