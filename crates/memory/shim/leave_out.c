@@ -3,6 +3,8 @@
  * is left out of the dump. CRIU learns of private memory by ioctl(PAGEMAP_SCAN) on /proc/PID/pagemap, of shared memory
  * by lseek(SEEK_DATA); the tar it starts for a tmpfs looks at a file's blocks, then uses lseek(SEEK_DATA), too.
  *
+ * Besides, tracked connections are not asked for (socket, at the end).
+ *
  * Nothing is needed from libc but errno's place, so that it loads under any libc, and into any program: where the list
  * named by GODWIT_LEAVE_OUT does not exist or does not fit, every call does exactly what it does without this file.
  *

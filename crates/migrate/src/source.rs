@@ -2,38 +2,35 @@
 
 mod dump;
 mod files;
+mod frozen;
+mod memory;
 
 use std::future::Future;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use godwit_memory::{ObjectKind, Round, Target};
-use godwit_model::migration::{CopyMode, MoveOptions, Phase, Progress};
+use godwit_memory::{Round, Target};
+use godwit_model::migration::{MoveOptions, Phase, Progress};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
-use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
 
 use crate::converge::{Convergence, Decision, Measured};
 use crate::files::{ScanError, Scanner};
-use crate::memory::{Memory, MemoryError, Outgoing, RoundStats};
+use crate::memory::{Memory, MemoryError};
 use crate::wire::{
-    Accept, Final, FrameReader, FrameWriter, Frozen, Kind, MEMORY_VERSION, OLDEST_VERSION, Offer, Refuse, RoundEnd,
-    SharedKind, SharedPlace, VERSION, WireError,
+    Accept, Final, FrameReader, FrameWriter, Kind, MEMORY_VERSION, OLDEST_VERSION, Offer, Refuse, RoundEnd, VERSION,
+    WireError,
 };
+use memory::{memory_in_rounds, without_rounds};
 
 /// Rounds of files while the container runs, at the most.
 pub const MAX_FILE_ROUNDS: u32 = 6;
 /// A round of files that sends less than this is the last before the freeze, in bytes.
 pub const SMALL_ROUND_BYTES: u64 = 8 << 20;
-/// Frames of memory that may wait between reading and sending; one is 1 MiB at most.
-const QUEUE_FRAMES: usize = 16;
 /// What a move without anything left to send stands still for, in milliseconds (docs/migration-performance.md).
 const FIXED_MS: f64 = 100.0;
-/// CRIU's image that lists files it has given a name during the dump.
-const REMAPPED_FILES: &str = "remap-fpath.img";
 /// The other side answers the offer within this time, in milliseconds.
 const OFFER_TIMEOUT_MS: u64 = 10_000;
 /// Progress is told at most this often, in milliseconds.
@@ -267,64 +264,6 @@ where
         Ok(())
     }
 
-    /// A round of memory while the processes run.
-    async fn memory_round<L: Workload>(
-        &mut self,
-        phase: Phase,
-        target: Target,
-        workload: &mut L,
-    ) -> Result<RoundStats, SendError> {
-        let (_, frames, work) = self.begin_memory(phase, target, workload)?;
-        self.memory_frames(phase, frames, Some(workload)).await?;
-        self.end_memory(phase, work).await
-    }
-
-    /// Starts the reading of a round; which pages it is about is told first.
-    #[allow(clippy::type_complexity, reason = "three ends of one thread, used at once")]
-    fn begin_memory<L: Workload>(
-        &mut self,
-        phase: Phase,
-        target: Target,
-        workload: &L,
-    ) -> Result<(oneshot::Receiver<Arc<Round>>, mpsc::Receiver<Outgoing>, JoinHandle<Reading>), SendError> {
-        let part = |source| SendError::Part { phase, doing: "copying memory", source };
-        let mut memory = self.memory.take().ok_or_else(|| part("memory is being copied already".into()))?;
-        let pids = workload.pids().map_err(part)?;
-        let (out, frames) = mpsc::channel(QUEUE_FRAMES);
-        let (told, last) = oneshot::channel();
-        let work = tokio::task::spawn_blocking(move || {
-            let result = memory.round(&pids, target, &out, |round| {
-                // Nobody waits for it while the processes run.
-                let _ = told.send(Arc::clone(round));
-            });
-            (memory, result)
-        });
-        Ok((last, frames, work))
-    }
-
-    async fn memory_frames<L: Workload>(
-        &mut self,
-        phase: Phase,
-        mut frames: mpsc::Receiver<Outgoing>,
-        mut workload: Option<&mut L>,
-    ) -> Result<(), SendError> {
-        while let Some(Outgoing { kind, payload }) = frames.recv().await {
-            self.writer.send(kind, &payload).await.map_err(wire(phase))?;
-            self.tell(phase, workload.as_deref_mut());
-        }
-        Ok(())
-    }
-
-    async fn end_memory(&mut self, phase: Phase, work: JoinHandle<Reading>) -> Result<RoundStats, SendError> {
-        // A panic of the reader is a bug of ours; it ends the move like any other error.
-        let done = work.await.map_err(|e| SendError::Part { phase, doing: "copying memory", source: e.into() });
-        let (memory, result) = done?;
-        self.memory = Some(memory);
-        let stats = result.map_err(|source| SendError::Memory { phase, source })?;
-        self.memory_bytes += stats.sent_bytes;
-        Ok(stats)
-    }
-
     fn tell<L: Workload>(&mut self, phase: Phase, workload: Option<&mut L>) {
         self.progress.bytes_sent = self.writer.sent_bytes;
         if let Some(workload) = workload
@@ -334,148 +273,6 @@ where
             workload.progress(phase, self.progress);
         }
     }
-
-    /// From the freeze to the last word.
-    ///
-    /// ```text
-    ///   freeze ─┬─ which pages ─▶ CRIU dumps the rest ─────────────────────────────┬─▶ images ─▶ Final
-    ///           └──────────────── files that changed ─▶ RoundEnd ─▶ the last pages ┘
-    /// ```
-    /// The destination makes everything ready for its CRIU as soon as it has all files.
-    async fn frozen_part<L: Workload>(
-        &mut self,
-        detail: serde_json::Value,
-        workload: &mut L,
-    ) -> Result<Final, SendError> {
-        let phase = Phase::Freeze;
-        let part = |doing| move |source| SendError::Part { phase, doing, source };
-        let file_bytes_before = self.writer.sent_bytes.saturating_sub(self.memory_bytes);
-        workload.progress(phase, self.progress);
-        let begun = Instant::now();
-        let always = workload.freeze().await.map_err(part("freezing the container"))?;
-        let freeze_ms = ms(begun);
-        self.progress.rounds += 1;
-        if self.memory.is_some()
-            && let Some(why) = workload.hidden_writes()
-        {
-            without_rounds(why, workload.options())?;
-            self.memory = None;
-        }
-        let last = if self.memory.is_some() {
-            let frozen = Frozen { carried: true, detail: detail.clone() };
-            self.writer.send_json(Kind::Frozen, &frozen).await.map_err(wire(phase))?;
-            self.writer.flush().await.map_err(wire(phase))?;
-            self.carried_part(&always, workload).await?
-        } else {
-            self.writer.send(Kind::Frozen, &[]).await.map_err(wire(phase))?;
-            self.writer.flush().await.map_err(wire(phase))?;
-            self.streamed_part(&always, workload).await?
-        };
-        self.images(&last.images_dir)?.send(&mut self.writer).await.map_err(wire(phase))?;
-        let fin = Final {
-            freeze_ms,
-            dump_ms: last.dump_ms,
-            files_ms: last.files_ms,
-            elapsed_ms: ms(begun),
-            memory_bytes: self.memory_bytes,
-            file_bytes: file_bytes_before + last.file_bytes,
-            rounds: self.progress.rounds,
-            detail,
-            shared: last.shared,
-        };
-        self.writer.send_json(Kind::Final, &fin).await.map_err(wire(phase))?;
-        self.writer.flush().await.map_err(wire(phase))?;
-        self.progress.bytes_sent = self.writer.sent_bytes;
-        workload.progress(phase, self.progress);
-        Ok(fin)
-    }
-
-    async fn carried_part<L: Workload>(
-        &mut self,
-        always: &[(String, Vec<u8>)],
-        workload: &mut L,
-    ) -> Result<LastPart, SendError> {
-        let phase = Phase::Freeze;
-        let begun = Instant::now();
-        let (told, frames, work) = self.begin_memory(phase, Target::Frozen, workload)?;
-        let Ok(last) = told.await else {
-            // It ended before it knew which pages: with an error.
-            self.end_memory(phase, work).await?;
-            return Err(SendError::Part { phase, doing: "copying memory", source: "nothing was told".into() });
-        };
-        let shared = shared_places(&last);
-        let dump = async {
-            let dumped = workload.dump(DumpMemory::Carried(last)).await;
-            let dumped = dumped.map_err(|source| SendError::Part { phase, doing: "the dump by CRIU", source });
-            dumped.map(|images_dir| (images_dir, ms(begun)))
-        };
-        let round = self.progress.rounds;
-        let send = async {
-            let changed = self.file_round::<L>(phase, always, None).await?;
-            self.writer.send_json(Kind::RoundEnd, &RoundEnd { round }).await.map_err(wire(phase))?;
-            self.writer.flush().await.map_err(wire(phase))?;
-            self.memory_frames::<L>(phase, frames, None).await?;
-            self.writer.flush().await.map_err(wire(phase))?;
-            Ok::<_, SendError>(changed.bytes_sent)
-        };
-        // Both to their ends: who thaws the container must not do it under CRIU's hands.
-        let (dumped, sent) = tokio::join!(dump, send);
-        let ((images_dir, dump_ms), mut file_bytes) = (dumped?, sent?);
-        self.end_memory(phase, work).await?;
-        // CRIU has given names to files that are open, deleted and still linked from elsewhere.
-        if images_dir.join(REMAPPED_FILES).exists() {
-            file_bytes += self.file_round::<L>(phase, &[], None).await?.bytes_sent;
-            self.writer.send_json(Kind::RoundEnd, &RoundEnd { round }).await.map_err(wire(phase))?;
-        }
-        Ok(LastPart { images_dir, file_bytes, dump_ms, files_ms: ms(begun) - dump_ms, shared: Some(shared) })
-    }
-
-    /// Memory goes through CRIU, files follow.
-    async fn streamed_part<L: Workload>(
-        &mut self,
-        always: &[(String, Vec<u8>)],
-        workload: &mut L,
-    ) -> Result<LastPart, SendError> {
-        let begun = Instant::now();
-        let (images_dir, bytes) = self.dump_with_pages(workload).await?;
-        let dump_ms = ms(begun);
-        self.memory_bytes = bytes;
-        let changed = self.file_round(Phase::Freeze, always, Some(workload)).await?;
-        let files_ms = ms(begun) - dump_ms;
-        Ok(LastPart { images_dir, file_bytes: changed.bytes_sent, dump_ms, files_ms, shared: None })
-    }
-}
-
-struct LastPart {
-    images_dir: PathBuf,
-    file_bytes: u64,
-    dump_ms: f64,
-    /// What files, and pages past CRIU, took beyond the dump.
-    files_ms: f64,
-    shared: Option<Vec<SharedPlace>>,
-}
-
-/// The means to copy memory while the container runs; why there are none otherwise.
-fn memory_in_rounds<L: Workload>(version: u32, workload: &L) -> Result<Memory, String> {
-    if version < MEMORY_VERSION {
-        return Err(format!("the destination speaks version {version} of the migration protocol"));
-    }
-    if workload.options().mode == CopyMode::StopAndCopy {
-        return Err("stop-and-copy was asked for".to_owned());
-    }
-    match workload.hidden_writes() {
-        Some(why) => Err(why),
-        None => Memory::new().map_err(|error| error.to_string()),
-    }
-}
-
-/// Whether memory may be copied while the container stands still instead. For how long is not known then.
-fn without_rounds(why: String, options: MoveOptions) -> Result<(), SendError> {
-    if options.mode == CopyMode::PreCopy || options.max_downtime_ms.is_some() {
-        return Err(SendError::NoRounds { why });
-    }
-    tracing::warn!(why, "memory is copied while the container stands still");
-    Ok(())
 }
 
 /// Whether the container may stand still for what is left, which takes `expected_ms`.
@@ -487,32 +284,6 @@ fn allowed(expected_ms: f64, options: MoveOptions) -> Result<(), SendError> {
         }
         _ => Ok(()),
     }
-}
-
-type Reading = (Memory, Result<RoundStats, MemoryError>);
-
-/// Where the content of shared objects belongs.
-fn shared_places(last: &Round) -> Vec<SharedPlace> {
-    let kind_of = |id| last.objects.iter().find(|o| o.id == id).map(|o| o.kind);
-    let places = last.processes.iter().flat_map(|p| p.shared.iter().map(move |m| (p.inner_pid, m)));
-    let place = |(inner_pid, mapping): (i32, &godwit_memory::SharedMapping)| {
-        let kind = match kind_of(mapping.object)? {
-            ObjectKind::Anonymous => SharedKind::Anonymous,
-            ObjectKind::Memfd => SharedKind::Memfd,
-            ObjectKind::SysV => SharedKind::SysV,
-            ObjectKind::File => SharedKind::File,
-        };
-        Some(SharedPlace {
-            inner_pid,
-            start: mapping.range.start,
-            end: mapping.range.end,
-            device: mapping.object.device,
-            inode: mapping.object.inode,
-            kind,
-            offset: mapping.offset,
-        })
-    };
-    places.filter_map(place).collect()
 }
 
 fn ms(since: Instant) -> f64 {

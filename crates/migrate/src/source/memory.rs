@@ -1,0 +1,134 @@
+//! Rounds of memory: read by a thread, sent as it comes.
+
+use std::sync::Arc;
+
+use godwit_memory::{ObjectKind, Round, SharedMapping, Target};
+use godwit_model::migration::{CopyMode, MoveOptions, Phase};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::{SendError, Source, Workload, wire};
+use crate::memory::{Memory, MemoryError, Outgoing, RoundStats};
+use crate::wire::{MEMORY_VERSION, SharedKind, SharedPlace};
+
+/// Frames of memory that may wait between reading and sending; one is 1 MiB at most.
+const QUEUE_FRAMES: usize = 16;
+
+impl<R, W> Source<R, W>
+where
+    R: AsyncRead + Unpin + Send,
+    W: AsyncWrite + Unpin + Send,
+{
+    /// A round of memory while the processes run.
+    pub(super) async fn memory_round<L: Workload>(
+        &mut self,
+        phase: Phase,
+        target: Target,
+        workload: &mut L,
+    ) -> Result<RoundStats, SendError> {
+        let (_, frames, work) = self.begin_memory(phase, target, workload)?;
+        self.memory_frames(phase, frames, Some(workload)).await?;
+        self.end_memory(phase, work).await
+    }
+
+    /// Starts the reading of a round; which pages it is about is told first.
+    #[allow(clippy::type_complexity, reason = "three ends of one thread, used at once")]
+    pub(super) fn begin_memory<L: Workload>(
+        &mut self,
+        phase: Phase,
+        target: Target,
+        workload: &L,
+    ) -> Result<(oneshot::Receiver<Arc<Round>>, mpsc::Receiver<Outgoing>, JoinHandle<Reading>), SendError> {
+        let part = |source| SendError::Part { phase, doing: "copying memory", source };
+        let mut memory = self.memory.take().ok_or_else(|| part("memory is being copied already".into()))?;
+        let pids = workload.pids().map_err(part)?;
+        let (out, frames) = mpsc::channel(QUEUE_FRAMES);
+        let (told, last) = oneshot::channel();
+        let work = tokio::task::spawn_blocking(move || {
+            let result = memory.round(&pids, target, &out, |round| {
+                // Nobody waits for it while the processes run.
+                let _ = told.send(Arc::clone(round));
+            });
+            (memory, result)
+        });
+        Ok((last, frames, work))
+    }
+
+    pub(super) async fn memory_frames<L: Workload>(
+        &mut self,
+        phase: Phase,
+        mut frames: mpsc::Receiver<Outgoing>,
+        mut workload: Option<&mut L>,
+    ) -> Result<(), SendError> {
+        while let Some(Outgoing { kind, payload }) = frames.recv().await {
+            self.writer.send(kind, &payload).await.map_err(wire(phase))?;
+            self.tell(phase, workload.as_deref_mut());
+        }
+        Ok(())
+    }
+
+    pub(super) async fn end_memory(
+        &mut self,
+        phase: Phase,
+        work: JoinHandle<Reading>,
+    ) -> Result<RoundStats, SendError> {
+        // A panic of the reader is a bug of ours; it ends the move like any other error.
+        let done = work.await.map_err(|e| SendError::Part { phase, doing: "copying memory", source: e.into() });
+        let (memory, result) = done?;
+        self.memory = Some(memory);
+        let stats = result.map_err(|source| SendError::Memory { phase, source })?;
+        self.memory_bytes += stats.sent_bytes;
+        Ok(stats)
+    }
+}
+
+/// The means to copy memory while the container runs; why there are none otherwise.
+pub(super) fn memory_in_rounds<L: Workload>(version: u32, workload: &L) -> Result<Memory, String> {
+    if version < MEMORY_VERSION {
+        return Err(format!("the destination speaks version {version} of the migration protocol"));
+    }
+    if workload.options().mode == CopyMode::StopAndCopy {
+        return Err("stop-and-copy was asked for".to_owned());
+    }
+    match workload.hidden_writes() {
+        Some(why) => Err(why),
+        None => Memory::new().map_err(|error| error.to_string()),
+    }
+}
+
+/// Whether memory may be copied while the container stands still instead. For how long is not known then.
+pub(super) fn without_rounds(why: String, options: MoveOptions) -> Result<(), SendError> {
+    if options.mode == CopyMode::PreCopy || options.max_downtime_ms.is_some() {
+        return Err(SendError::NoRounds { why });
+    }
+    tracing::warn!(why, "memory is copied while the container stands still");
+    Ok(())
+}
+
+/// What the reading thread gives back.
+pub(super) type Reading = (Memory, Result<RoundStats, MemoryError>);
+
+/// Where the content of shared objects belongs.
+pub(super) fn shared_places(last: &Round) -> Vec<SharedPlace> {
+    let kind_of = |id| last.objects.iter().find(|o| o.id == id).map(|o| o.kind);
+    let places = last.processes.iter().flat_map(|p| p.shared.iter().map(move |m| (p.inner_pid, m)));
+    let place = |(inner_pid, mapping): (i32, &SharedMapping)| {
+        let kind = match kind_of(mapping.object)? {
+            ObjectKind::Anonymous => SharedKind::Anonymous,
+            ObjectKind::Memfd => SharedKind::Memfd,
+            ObjectKind::SysV => SharedKind::SysV,
+            ObjectKind::File => SharedKind::File,
+        };
+        Some(SharedPlace {
+            inner_pid,
+            start: mapping.range.start,
+            end: mapping.range.end,
+            device: mapping.object.device,
+            inode: mapping.object.inode,
+            kind,
+            offset: mapping.offset,
+        })
+    };
+    places.filter_map(place).collect()
+}
