@@ -26,6 +26,7 @@ use crate::types::{EnvironmentNetwork, HostNetworkConfig, Mac, refuse_collisions
 ///                                           park(&port)              nothing is held up by this yet
 ///  freeze
 ///  divert(mac, vni, to: destination)        frames now cross to the destination and wait there, whoever sent them
+///  mute(id)                                 nothing leaves any more: sockets can be copied from here on
 ///  unplug(id)                               attach(&port, pid), plug(id)     out is open, in waits
 ///                                           parking.deliver()        once the sockets exist
 ///  detach(id)

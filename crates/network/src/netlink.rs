@@ -8,15 +8,17 @@ use std::sync::Arc;
 
 use futures_util::{TryStream, TryStreamExt};
 use netlink_packet_route::address::AddressAttribute;
-use netlink_packet_route::link::{InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage};
+use netlink_packet_route::link::{
+    BridgePortState, InfoData, InfoVeth, LinkAttribute, LinkFlags, LinkMessage, LinkProtoInfoBridge,
+};
 use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
 use netlink_packet_route::{AddressFamily, route::RouteScope};
 use nix::libc;
+use rtnetlink::packet_core::DefaultNla;
 use rtnetlink::{
     AddressMessageBuilder, Handle, LinkBridge, LinkBridgePort, LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan,
     RouteMessageBuilder,
 };
-
 use tokio::sync::Mutex;
 
 use crate::error::{NetworkError, errno};
@@ -25,6 +27,8 @@ use crate::types::{Mac, Port};
 
 /// IANA's port for VXLAN (RFC 7348).
 pub(crate) const VXLAN_PORT: u16 = 4789;
+/// State of a bridge's port (linux/if_link.h); the packet crate knows it in `IFLA_LINKINFO` only.
+const IFLA_BRPORT_STATE: u16 = 1;
 /// Explicit indices of our veth ends start here, far from those the kernel counts out. See [`Netlink::add_veth`].
 const FIRST_PORT_INDEX: u32 = 1 << 24;
 
@@ -193,11 +197,28 @@ impl Netlink {
         if link.controller != Some(bridge) {
             self.change(link, "plug in", LinkUnspec::new_with_index(link.index).controller(bridge)).await?;
         }
-        let port = LinkBridgePort::new(link.index).learning(false).flood(mode.flood);
+        // One that comes new into a bridge forwards by itself, as soon as the link is up; one that was muted does not.
+        let muted = link.controller == Some(bridge);
+        let port = LinkBridgePort::new(link.index);
+        let port = if muted { port.state(BridgePortState::Forwarding) } else { port };
+        let port = port.learning(false).flood(mode.flood);
         let port = port.bcast_flood(mode.group_flood).mcast_flood(mode.group_flood).hairpin(mode.hairpin);
         let port = port.neigh_suppress(mode.answer);
         let request = self.handle.link().set_port(port.build());
         request.execute().await.map_err(refused("set the port flags of", &link.name))
+    }
+
+    /// Makes a port of a bridge take no frame and give none, at once and for all processors. The state is `disabled`:
+    /// without STP the kernel turns `blocking` back into `forwarding` itself (br_port_state_selection). And it is said
+    /// in the bridge's own family: a change by `IFLA_LINKINFO` ends with a notice of a changed device, upon which the
+    /// bridge enables a port that it finds disabled (br_port_carrier_check).
+    pub(crate) async fn mute(&self, link: &Link) -> Result<(), NetworkError> {
+        let state = DefaultNla::new(IFLA_BRPORT_STATE, vec![BridgePortState::Disabled.into()]);
+        let mut message = LinkMessage::default();
+        message.header.interface_family = AddressFamily::Bridge;
+        message.header.index = link.index;
+        message.attributes.push(LinkAttribute::ProtoInfoBridge(vec![LinkProtoInfoBridge::Other(state)]));
+        self.handle.link().set(message).execute().await.map_err(refused("mute", &link.name))
     }
 
     pub(crate) async fn leave(&self, link: &Link) -> Result<(), NetworkError> {

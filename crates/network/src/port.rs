@@ -85,14 +85,28 @@ impl HostNetwork {
         Ok(())
     }
 
-    /// Takes the port out of its bridge, after what it has sent; the links stay up. Nothing to do if it is out
-    /// already.
-    pub async fn unplug(&self, id: &str) -> Result<(), NetworkError> {
+    /// Lets nothing in or out of the port any more, once what it has sent before has gone on its way. Undone by
+    /// [`HostNetwork::plug`]; nothing to do if it is unplugged already.
+    ///
+    /// For whoever copies the container's sockets: a frozen container's TCP goes on by itself, on timers and
+    /// acknowledgements, and whatever it sends after its sockets were copied is data that its peer has and the copy
+    /// knows nothing of. The copy then takes every acknowledgement for a mistake, and the connection stands for ever.
+    pub async fn mute(&self, id: &str) -> Result<(), NetworkError> {
         let (link, _) = self.port(id).await?;
         if link.controller.is_none() {
             return Ok(());
         }
         drain::receive_queues().await;
+        self.inner.netlink.mute(&link).await
+    }
+
+    /// Takes the port out of its bridge; the links stay up. Nothing to do if it is out already. What it has just sent
+    /// may be lost, unless [`HostNetwork::mute`] came before.
+    pub async fn unplug(&self, id: &str) -> Result<(), NetworkError> {
+        let (link, _) = self.port(id).await?;
+        if link.controller.is_none() {
+            return Ok(());
+        }
         self.inner.netlink.leave(&link).await
     }
 

@@ -287,13 +287,16 @@ impl Workload for Leaving {
         tokio::task::spawn_blocking(move || cgroup.freeze()).await??;
         self.show(ContainerState::Frozen);
         laps.lap("freezer");
-        // Frames switch first, the port is unplugged after: a reply on its way out still leaves.
+        // Frames switch first, the port is muted after: a reply on its way out still leaves. And muted before the dump:
+        // what a frozen container's TCP sends after its sockets were copied, its peer has and the copy does not know.
         let network = self.host.network.lock().await;
         locked(&self.host.redirects).insert(mac, (vni, self.plan.to_tunnel));
         network.divert(mac, vni, self.plan.to_tunnel).await?;
-        drop(network);
         laps.lap("divert");
-        // Nothing arrives here any more, so the dump need not wait for this; whoever gives the container away does.
+        network.mute(self.spec.id.as_str()).await?;
+        drop(network);
+        laps.lap("mute");
+        // The dump need not wait for this; whoever gives the container away does.
         let (host, id) = (Arc::clone(&self.host), self.spec.id.clone());
         self.unplugging = Some(tokio::spawn(async move { host.network.lock().await.unplug(id.as_str()).await }));
         tracing::debug!(parts = %laps, "frozen");

@@ -57,6 +57,7 @@ fn abort(world: &World, env: &Environment, case: Abort, before: &[(String, Vec<S
     if case.diverted {
         source.divert(&port, destination.address);
         third.divert(&port, destination.address);
+        source.mute(&port.id);
         source.unplug(&port.id);
         talkers.wait_for_words();
         until("frames that wait", || (parking.counts().frames > 0).then_some(()));

@@ -168,6 +168,11 @@ impl Host {
         self.on(|network| async move { network.plug(&id).await }).unwrap();
     }
 
+    pub fn mute(&self, id: &str) {
+        let id = id.to_owned();
+        self.on(|network| async move { network.mute(&id).await }).unwrap();
+    }
+
     pub fn unplug(&self, id: &str) {
         let id = id.to_owned();
         self.on(|network| async move { network.unplug(&id).await }).unwrap();

@@ -1,11 +1,13 @@
 //! A container changes hosts while others talk to it: nothing is lost, nothing is out of order, nobody is told.
 
+use std::net::{Ipv4Addr, UdpSocket};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use godwit_network::EnvironmentNetwork;
 
-use crate::lab::{Environment, Space, World, is_root, until};
+use crate::lab::{Environment, Space, World, apply, is_root, until};
 use crate::talk::{Server, Talkers, answer, assert_complete, stage, unread};
 
 /// A point in a move, after what it is named for.
@@ -49,6 +51,7 @@ fn move_in(world: &World, mut env: Environment, what: &str, at: &(dyn Fn(At, &Wo
     let (mut heard, socket) = server.freeze();
     source.divert(&port, destination.address);
     at(At::Diverted, world, &env);
+    source.mute(&port.id);
     source.unplug(&port.id);
     at(At::Unplugged, world, &env);
     let carried = unread(&socket);
@@ -103,6 +106,45 @@ fn no_frame_is_lost_or_overtaken_when_a_container_moves() {
     }
     for bridge_nf in [true, false] {
         move_under_load(90, bridge_nf, &|_, _, _| ());
+    }
+}
+
+/// A frozen container's TCP still sends by itself; once muted it must not, and a move that failed gives it back.
+#[test]
+fn a_muted_container_says_and_hears_nothing_until_it_is_plugged_again() {
+    if !is_root() {
+        return;
+    }
+    let world = World::new(1);
+    let mut env = Environment::new(91);
+    for _ in 0..2 {
+        env.start(&world, 0, &[]);
+    }
+    apply(&world, &[&env]);
+    let [muted, other] = env.containers.as_slice() else { panic!("two containers") };
+    let one_way = |from: &Space, to: &Space, address: Ipv4Addr, word: &str| {
+        let socket = to.inside(|| UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 9)).unwrap());
+        socket.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+        from.inside(|| UdpSocket::bind("0.0.0.0:0").unwrap().send_to(word.as_bytes(), (address, 9)).unwrap());
+        let mut heard = [0; 16];
+        socket.recv(&mut heard).is_ok_and(|length| &heard[..length] == word.as_bytes())
+    };
+    let reaches = |out: bool| match out {
+        true => one_way(&muted.space, &other.space, other.port.address, "out"),
+        false => one_way(&other.space, &muted.space, muted.port.address, "in"),
+    };
+    assert!(reaches(true) && reaches(false));
+    let host = &world.hosts[0];
+    for also_unplugged in [false, true] {
+        host.mute(&muted.port.id);
+        assert!(!reaches(true) && !reaches(false));
+        if also_unplugged {
+            host.unplug(&muted.port.id);
+            // Nothing to do, and no error.
+            host.mute(&muted.port.id);
+        }
+        host.plug(&muted.port.id);
+        assert!(reaches(true) && reaches(false), "unplugged as well: {also_unplugged}");
     }
 }
 
