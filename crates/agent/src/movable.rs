@@ -23,11 +23,17 @@ pub fn by_specification(spec: &ContainerSpec, criu: bool, exec_sessions: u32) ->
     if !criu {
         because.push("this host has no usable CRIU; run `godwit doctor` on it".to_owned());
     }
-    if exec_sessions > 0 {
-        let s = if exec_sessions == 1 { "session is" } else { "sessions are" };
-        because.push(format!("{exec_sessions} exec {s} open; end it first"));
-    }
+    because.extend(by_sessions(exec_sessions));
     Movable { because }
+}
+
+/// Commands of others in the container end where it was: a reason as long as there are any.
+pub fn by_sessions(exec_sessions: u32) -> Option<String> {
+    match exec_sessions {
+        0 => None,
+        1 => Some("1 exec session is open; end it first".to_owned()),
+        many => Some(format!("{many} exec sessions are open; end them first")),
+    }
 }
 
 /// Reasons that lie in what the processes hold right now.

@@ -146,7 +146,9 @@ async fn run_exec(task: &TaskHandle, socket: &mut Socket, request: ExecRequest) 
     let keeper = task.keeper().ok_or("the container does not run")?;
     let spec = exec_spec(task, &request)?;
     let terminal = spec.tty.is_some();
+    let entered = task.shared.gate.enter().await.ok_or("the container is being moved; try again when it runs")?;
     let command = keeper.exec(spec).await.map_err(|e| ErrorBody::from_chain(&e).one_line())?;
+    drop(entered);
     let mut fds = command.fds.into_iter();
     let odd = || "the keeper gave too few descriptors".to_owned();
     let first = Arc::new(nonblocking(fds.next().ok_or_else(odd)?)?);

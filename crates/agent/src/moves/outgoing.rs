@@ -30,7 +30,7 @@ use crate::host::{Host, locked};
 use crate::laps::Laps;
 use crate::movable;
 use crate::sharedfiles::{TreeMount, shared_writable};
-use crate::task::{Live, Shared, volumes_dir};
+use crate::task::{Closed, Live, Shared, volumes_dir};
 
 /// Connecting and handshake, in milliseconds.
 const CONNECT_TIMEOUT_MS: u64 = 5_000;
@@ -53,15 +53,22 @@ pub struct Outgoing {
     worker: Option<JoinHandle<Result<(), ()>>>,
     /// Cutting the connection is how a sender is stopped: it then undoes what it did, as for any broken wire.
     connection: Arc<std::sync::Mutex<Option<OwnedFd>>>,
-    /// From the freeze to the verdict.
-    _expedited: Arc<std::sync::Mutex<Option<Expedited>>>,
+    _held: Arc<std::sync::Mutex<Held>>,
+}
+
+/// What a container that stands still needs of its host, from around the freeze to the verdict.
+#[derive(Default)]
+struct Held {
+    expedited: Option<Expedited>,
+    /// Nobody runs commands in it.
+    closed: Option<Closed>,
 }
 
 impl Outgoing {
     /// Begins to send in the background.
     pub fn start(host: &Arc<Host>, plan: Plan, spec: &ContainerSpec, live: &Live, shared: Arc<Shared>) -> Self {
         let connection = Arc::new(std::sync::Mutex::new(None));
-        let expedited = Arc::default();
+        let held = Arc::default();
         let id = plan.id.clone();
         let leaving = Leaving {
             host: Arc::clone(host),
@@ -73,15 +80,15 @@ impl Outgoing {
             dirs: None,
             begun: None,
             unplugging: None,
-            expedited: Arc::clone(&expedited),
+            held: Arc::clone(&held),
         };
         let worker = tokio::spawn(run(leaving, Arc::clone(&connection)));
-        Self { id, worker: Some(worker), connection, _expedited: expedited }
+        Self { id, worker: Some(worker), connection, _held: held }
     }
 
     /// A move whose sender died with an earlier agent; only the store's verdict is missing.
     pub fn orphan(id: MoveId) -> Self {
-        Self { id, worker: None, connection: Arc::default(), _expedited: Arc::default() }
+        Self { id, worker: None, connection: Arc::default(), _held: Arc::default() }
     }
 
     /// The end of the sending part: given away, or failed and running on. Never, once it has been told.
@@ -203,7 +210,7 @@ struct Leaving {
     begun: Option<(BegunDump, PageFilter)>,
     /// The container's port is being taken from the bridge.
     unplugging: Option<JoinHandle<Result<(), NetworkError>>>,
-    expedited: Arc<std::sync::Mutex<Option<Expedited>>>,
+    held: Arc<std::sync::Mutex<Held>>,
 }
 
 impl Leaving {
@@ -259,6 +266,11 @@ impl Workload for Leaving {
     }
 
     async fn before_freeze(&mut self, carried: bool) -> Result<serde_json::Value, PartError> {
+        let closed = self.shared.gate.close().await.ok_or("a health check that was killed does not end")?;
+        if let Some(open) = movable::by_sessions(self.shared.exec_sessions()) {
+            return Err(open.into());
+        }
+        locked(&self.held).closed = Some(closed);
         let launch = LaunchSpec::load(&self.shared.dir)?;
         let state = read_state(&self.shared.dir)?.ok_or("the keeper has left no state")?;
         let status = locked(&self.shared.status).clone();
@@ -282,7 +294,7 @@ impl Workload for Leaving {
     async fn freeze(&mut self) -> Result<Vec<(String, Vec<u8>)>, PartError> {
         let (cgroup, mac, vni) = (self.cgroup.clone(), Mac(self.spec.network.mac.0), self.spec.network.vni);
         let mut laps = Laps::default();
-        *locked(&self.expedited) = Some(self.host.expedite.begin());
+        locked(&self.held).expedited = Some(self.host.expedite.begin());
         // Files that were written before the freeze shall not be on their way to the disk in the middle of it.
         tokio::task::spawn_blocking(move || cgroup.freeze()).await??;
         self.show(ContainerState::Frozen);
@@ -334,7 +346,7 @@ impl Workload for Leaving {
     }
 
     async fn thaw(&mut self) {
-        locked(&self.expedited).take();
+        locked(&self.held).expedited = None;
         if let Some(unplugging) = self.unplugging.take()
             && let Err(error) = unplugging.await
         {
@@ -344,6 +356,7 @@ impl Workload for Leaving {
             Ok(()) => self.show(ContainerState::Running),
             Err(error) => tracing::error!(container = %self.spec.name, error = error.one_line(), "could not be thawed"),
         }
+        locked(&self.held).closed = None;
     }
 }
 

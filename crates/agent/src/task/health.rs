@@ -1,7 +1,7 @@
 //! Health checks: a command run inside the container at an interval, judged after a number of failures in a row.
 
 use std::os::fd::OwnedFd;
-use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_container::LaunchSpec;
@@ -12,10 +12,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::Shared;
 use crate::keeper::Keeper;
 
 /// Output of a check that is kept for the message, in bytes.
 const MAX_OUTPUT_BYTES: usize = 256;
+/// A killed check has ended within this time, in milliseconds.
+const KILL_TIMEOUT_MS: u64 = 5_000;
 /// While a container starts, checks come at least this often, in milliseconds: others may wait for it.
 const EAGER_MS: u64 = 1_000;
 
@@ -32,9 +35,9 @@ impl Drop for HealthLoop {
 }
 
 impl HealthLoop {
-    pub fn start(check: HealthCheck, keeper: Keeper, dir: PathBuf) -> Self {
+    pub fn start(check: HealthCheck, keeper: Keeper, shared: Arc<Shared>) -> Self {
         let (sender, results) = mpsc::channel(1);
-        Self { results, worker: tokio::spawn(watch(check, keeper, dir, sender)) }
+        Self { results, worker: tokio::spawn(watch(check, keeper, shared, sender)) }
     }
 
     /// The next judgement; never without a check.
@@ -49,14 +52,14 @@ impl HealthLoop {
     }
 }
 
-async fn watch(check: HealthCheck, keeper: Keeper, dir: PathBuf, results: mpsc::Sender<(Health, String)>) {
+async fn watch(check: HealthCheck, keeper: Keeper, shared: Arc<Shared>, results: mpsc::Sender<(Health, String)>) {
     let begun = Instant::now();
     let mut failures = 0;
     let mut healthy = false;
     loop {
         let pause = if healthy { check.interval_ms } else { check.interval_ms.min(EAGER_MS) };
         sleep(Duration::from_millis(pause)).await;
-        let judged = match once(&check, &keeper, &dir).await {
+        let judged = match once(&check, &keeper, &shared).await {
             Ok(()) => {
                 failures = 0;
                 healthy = true;
@@ -78,24 +81,33 @@ async fn watch(check: HealthCheck, keeper: Keeper, dir: PathBuf, results: mpsc::
     }
 }
 
-/// One check; the error is what it said, or nothing where it could not be run.
-async fn once(check: &HealthCheck, keeper: &Keeper, dir: &std::path::Path) -> Result<(), Option<String>> {
-    let launch = LaunchSpec::load(dir).map_err(|_| None)?;
+/// One check; the error is what it said, or nothing where it could not be run or had to make way for a move.
+async fn once(check: &HealthCheck, keeper: &Keeper, shared: &Shared) -> Result<(), Option<String>> {
+    let mut probe = shared.gate.probe().ok_or(None)?;
+    let launch = LaunchSpec::load(&shared.dir).map_err(|_| None)?;
     let spec = ExecSpec { argv: check.argv.clone(), env: launch.env, cwd: launch.cwd, user: launch.user, tty: None };
     let command = keeper.exec(spec).await.map_err(|_| None)?;
+    let (fds, mut ended) = (command.fds, command.ended);
     let limit = Duration::from_millis(check.timeout_ms);
-    let said = timeout(limit, read_output(command.fds)).await.unwrap_or_default();
-    let exit = timeout(limit, command.ended).await;
-    match exit {
-        Ok(Ok(exit)) if exit.code == Some(0) => Ok(()),
-        Ok(Ok(exit)) => {
+    let whole = timeout(limit, async {
+        let said = read_output(fds).await;
+        ((&mut ended).await, said)
+    });
+    let result = tokio::select! {
+        result = whole => result.map_err(|_| Some(format!("no answer within {} ms", check.timeout_ms))),
+        () = probe.called_off() => Err(None),
+    };
+    match result {
+        Ok((Ok(exit), _)) if exit.code == Some(0) => Ok(()),
+        Ok((Ok(exit), said)) => {
             let code = exit.code.unwrap_or_else(|| 128 + exit.signal.unwrap_or(0));
             Err(Some(format!("exit code {code}: {}", said.trim())))
         }
-        Ok(Err(_)) => Err(None),
-        Err(_) => {
+        Ok((Err(_), _)) => Err(None),
+        Err(why) => {
             let _ = keeper.signal_exec(command.exec_id, nix::libc::SIGKILL).await;
-            Err(Some(format!("no answer within {} ms", check.timeout_ms)))
+            let _ = timeout(Duration::from_millis(KILL_TIMEOUT_MS), ended).await;
+            Err(why)
         }
     }
 }

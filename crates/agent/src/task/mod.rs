@@ -1,5 +1,6 @@
 //! One task per container: the only one that changes it. Everyone else queues a [`Command`].
 
+mod gate;
 mod health;
 mod make;
 mod record;
@@ -19,6 +20,7 @@ use crate::host::{Host, locked};
 use crate::keeper::Keeper;
 use crate::moves::outgoing::Plan;
 
+pub use gate::{Closed, ExecGate};
 pub use make::{Live, attach_network, container_dir, ensure_image, mount_root, start_keeper, volumes_dir};
 pub use record::Record;
 pub use unmake::{sweep_volumes, unmake};
@@ -55,6 +57,17 @@ pub struct Shared {
     pub outgoing: Mutex<Option<MoveId>>,
     pub keeper: Mutex<Option<Keeper>>,
     pub dir: PathBuf,
+    pub gate: ExecGate,
+}
+
+impl Shared {
+    /// Commands that somebody runs in the container; health checks are not among them.
+    pub fn exec_sessions(&self) -> u32 {
+        // The gate is looked at first: a check that ends in between is counted by neither.
+        let probes = self.gate.probes();
+        let execs = godwit_container::keeper::state::read_state(&self.dir).ok().flatten().map_or(0, |s| s.execs);
+        execs.saturating_sub(probes)
+    }
 }
 
 #[derive(Clone)]
@@ -136,6 +149,7 @@ fn register(
         outgoing: Mutex::new(None),
         keeper: Mutex::new(None),
         dir: container_dir(host, &spec.id),
+        gate: ExecGate::default(),
     });
     let handle = TaskHandle { name: spec.name.clone(), mailbox, shared: Arc::clone(&shared) };
     locked(&host.tasks).insert(spec.id.clone(), handle);

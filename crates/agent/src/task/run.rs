@@ -145,7 +145,7 @@ impl Task {
         self.started = Instant::now();
         self.health = self.assignment.spec.health.clone().map(|check| {
             locked(&self.shared.status).health = Some(Health::Starting);
-            HealthLoop::start(check, live_keeper, self.shared.dir.clone())
+            HealthLoop::start(check, live_keeper, Arc::clone(&self.shared))
         });
         self.set_state(ContainerState::Running, None);
     }
@@ -380,8 +380,8 @@ impl Task {
 
     /// Whether the container can be moved as it is now.
     fn movable(&self, live: &Live) -> Movable {
-        let execs = keeper_state::read_state(&self.shared.dir).ok().flatten().map_or(0, |s| s.execs);
-        let mut movable = movable::by_specification(&self.assignment.spec, self.host.criu.is_some(), execs);
+        let sessions = self.shared.exec_sessions();
+        let mut movable = movable::by_specification(&self.assignment.spec, self.host.criu.is_some(), sessions);
         if let Ok(pids) = live.cgroup.pids() {
             movable.because.extend(movable::by_open_files(&pids).because);
             movable.because.extend(movable::by_namespaces(live.pid, &pids).because);

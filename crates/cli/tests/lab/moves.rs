@@ -162,8 +162,9 @@ fn postgresql_fails_no_transaction() {
         .spawn()
         .unwrap();
     let ask = |world: &World, query: &str| {
-        let output = world.on_client(&[&["psql"], &common[..2], &["-U", "postgres", "-tAc", query, "shop"]].concat());
-        assert!(output.status.success(), "{}", crate::world::text(&output));
+        let psql = ["timeout", "60", "psql"];
+        let output = world.on_client(&[&psql, &common[..2], &["-U", "postgres", "-tAc", query, "shop"]].concat());
+        assert!(output.status.success(), "{query}: {}\n{}", crate::world::text(&output), world.logs());
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
     let started = |world: &World| ask(world, "select pg_postmaster_start_time()");
@@ -250,5 +251,45 @@ fn what_is_asked_of_a_move_is_kept() {
     let after = status(&world);
     assert_eq!((&after["ok"], &after["streams_broken"]), (&true.into(), &0.into()), "{after:#}");
     client.finish();
+    world.down();
+}
+
+const CHECKED: &str = r#"
+name: c
+services:
+  w:
+    image: oci:${IMAGES}/busybox:latest
+    command: [sleep, "100000"]
+    healthcheck: {test: [CMD, sleep, "1000"], interval: 1s, timeout: 300s}
+"#;
+
+/// A check that is at work all the time makes way; somebody's session does not, and is not forgotten.
+#[test]
+fn a_health_check_is_not_in_the_way_of_a_move() {
+    let Some(world) = World::up("checked", 2, &[]) else { return };
+    world.apply(CHECKED);
+    world.wait_running("c/w-1");
+    let checks = || world.ok(&["exec", "c/w-1", "--", "sh", "-c", "ps | grep -c 'slee[p] 1000$' || true"]);
+    let checked = || world.until(Duration::from_secs(10), || (checks().trim() == "1").then_some(()));
+    for _ in 0..3 {
+        assert!(checked().is_some(), "{}", world.logs());
+        let container = world.container("c/w-1").unwrap();
+        assert_eq!(container["status"]["movable"]["because"], serde_json::json!([]), "{container:#}");
+        let to = if container["host"] == "h1" { "h2" } else { "h1" };
+        let done = world.migrate("c/w-1", to);
+        assert_eq!(done["outcome"]["state"], "done", "{done:#}");
+    }
+    assert!(checked().is_some(), "checks go on at the other host");
+    assert_ne!(world.container("c/w-1").unwrap()["health"], "unhealthy", "a check that made way is no failed one");
+
+    let mut session = world.godwit(&["exec", "c/w-1", "--", "sh", "-c", "echo in; sleep 1000"]);
+    let mut session = session.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let mut said = [0; 2];
+    std::io::Read::read_exact(session.stdout.as_mut().unwrap(), &mut said).unwrap();
+    let to = if world.host_of("c/w-1") == "h1" { "h2" } else { "h1" };
+    let refused = world.refused(1, &["migrate", "c/w-1", "--to", to]);
+    assert!(refused.contains("1 exec session is open"), "{refused}");
+    session.kill().unwrap();
+    session.wait().unwrap();
     world.down();
 }

@@ -74,6 +74,7 @@ fn join_and_start(
         action: "join the container's cgroup".into(),
         source: std::io::Error::other(error),
     })?;
+    // Of time too: a container that was moved has clocks of its own, set back to what they were at the freeze.
     let all = ThreadNameSpaceType::from_bits_retain(
         (libc::CLONE_NEWUSER
             | libc::CLONE_NEWPID
@@ -81,7 +82,8 @@ fn join_and_start(
             | libc::CLONE_NEWUTS
             | libc::CLONE_NEWIPC
             | libc::CLONE_NEWNET
-            | libc::CLONE_NEWCGROUP) as u32,
+            | libc::CLONE_NEWCGROUP
+            | libc::CLONE_NEWTIME) as u32,
     );
     move_into_thread_name_spaces(container.as_fd(), all).map_err(InitError::at("join the container's namespaces"))?;
     drop(container);
