@@ -4,6 +4,9 @@ mod dump;
 mod files;
 mod frozen;
 mod memory;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests;
 
 use std::future::Future;
 use std::path::PathBuf;

@@ -12,7 +12,7 @@ use tokio::sync::{OwnedRwLockReadGuard, OwnedRwLockWriteGuard, RwLock, watch};
 use tokio::time::{sleep, timeout};
 
 /// A health check that is at work when the gate closes has this time to end by itself, in milliseconds.
-const PROBE_GRACE_MS: u64 = 500;
+const PROBE_GRACE_MS: u64 = 200;
 /// The gate closes within this time, in milliseconds: the grace, and a killed process's last steps.
 const CLOSE_TIMEOUT_MS: u64 = 10_000;
 /// A new session waits this long for a move to be over, in milliseconds.

@@ -27,13 +27,13 @@ where
         let reader = &mut self.reader;
         let writer = &mut self.writer;
         // Ends only with an error: after the last page the destination has nothing to say.
-        let back = async {
+        let back = async move {
             loop {
                 let frame = reader.expect(Kind::Pages, "an answer to pages").await?;
                 to_criu.write_all(&frame.payload).await?;
             }
         };
-        let out = async {
+        let out = async move {
             let mut memory_bytes = 0u64;
             let mut piece = vec![0; PAGE_PIECE_BYTES];
             loop {
@@ -52,14 +52,20 @@ where
             let dumped = workload.dump(DumpMemory::Stream(theirs)).await;
             dumped.map_err(|source| SendError::Part { phase, doing: "the dump by CRIU", source })
         };
-        let both = async { tokio::try_join!(work, async { out.await.map_err(wire(phase)) }) };
-        tokio::select! {
-            done = both => done,
-            broken = back => {
-                let broken: Result<std::convert::Infallible, WireError> = broken;
-                match broken { Err(source) => Err(SendError::Wire { phase, source }), Ok(never) => match never {} }
+        // Its end closes the pages' socket, so that criu does not wait for somebody to take them.
+        let passing = async move {
+            tokio::select! {
+                done = out => done.map_err(wire(phase)),
+                broken = back => {
+                    let broken: Result<std::convert::Infallible, WireError> = broken;
+                    match broken { Err(source) => Err(SendError::Wire { phase, source }), Ok(never) => match never {} }
+                }
             }
-        }
+        };
+        // Both to their ends: criu leaves the cgroup as it found it, frozen, and would do so after whoever thaws it.
+        let (dumped, passed) = tokio::join!(work, passing);
+        let memory_bytes = passed?;
+        Ok((dumped?, memory_bytes))
     }
 
     /// Everything that CRIU wrote to its directory.
