@@ -17,7 +17,7 @@ use godwit_container::keeper::protocol::{Event, Reply as Said, Request};
 use godwit_container::keeper::state::Phase as KeeperPhase;
 use godwit_image::Image;
 use godwit_memory::FillerProcess;
-use godwit_model::container::ContainerSpec;
+use godwit_model::container::{ContainerSpec, Health};
 use godwit_model::event::EventKind;
 use godwit_model::{Generation, HostName, MoveId};
 use godwit_network::Parking;
@@ -73,6 +73,7 @@ struct Held {
     dirs: Option<WorkDirs>,
     record: Record,
     started_at_ms: Option<u64>,
+    health: Option<Health>,
     filler: Option<Arc<FillerProcess>>,
     /// Until it runs.
     _expedited: Option<Expedited>,
@@ -176,12 +177,15 @@ impl Incoming {
         }
         let assignment =
             Assignment { spec: self.spec.clone(), generation, run: true, start_count: held.record.start_count };
-        let Held { live, dirs, record, started_at_ms, filler, .. } = *held;
+        let Held { live, dirs, record, started_at_ms, health, filler, .. } = *held;
         let container_dir = container_dir(host, &self.spec.id);
         fill::follow(host, &self.spec.name, container_dir, filler, live.cgroup.clone());
         task::spawn_live(host, assignment, live, record);
         if let Some(task) = locked(&host.tasks).get(&self.spec.id) {
-            locked(&task.shared.status).started_at_ms = started_at_ms;
+            let mut status = locked(&task.shared.status);
+            status.started_at_ms = started_at_ms;
+            // Without checks it has none; with them, the next one judges.
+            status.health = status.health.and(health).or(status.health);
         }
         locked(&host.incoming).remove(&self.id);
         host.changed.notify_one();
@@ -354,6 +358,7 @@ async fn adopt_held(host: &Host, dir: &Path, record: Record) -> Option<Held> {
         dirs,
         record,
         started_at_ms: None,
+        health: None,
         filler: None,
         _expedited: None,
         since: Instant::now(),

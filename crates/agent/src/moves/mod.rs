@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use godwit_api::tls::{self, PeerName};
 use godwit_api::types::ErrorBody;
+use godwit_model::container::Health;
 use serde::{Deserialize, Serialize};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
@@ -32,6 +33,9 @@ pub struct Detail {
     pub stderr_pipe: Option<u64>,
     pub restarts: u32,
     pub started_at_ms: Option<u64>,
+    /// As its last health check found it: it is no newcomer where it arrives.
+    #[serde(default)]
+    pub health: Option<Health>,
     pub image_digest: Option<String>,
 }
 

@@ -280,6 +280,7 @@ impl Workload for Leaving {
             stderr_pipe: state.stderr_pipe,
             restarts: status.restarts,
             started_at_ms: status.started_at_ms,
+            health: status.health,
             image_digest: status.image_digest,
         };
         if carried {

@@ -136,6 +136,7 @@ fn redis_keeps_its_data_and_its_connection() {
     let before = run_id(&world);
     let moves = around(&world, "p/cache-1");
     assert!(moves.len() >= 3);
+    assert_eq!(world.container("p/cache-1").unwrap()["health"], "healthy", "it is no newcomer where it arrived");
     assert_eq!(run_id(&world), before, "the same process");
     client.finish();
     workload("redis-check");

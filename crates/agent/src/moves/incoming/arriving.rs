@@ -17,7 +17,7 @@ use godwit_migrate::source::PartError;
 use godwit_migrate::wire::Final;
 use godwit_migrate::{Arrival, Received, receive};
 use godwit_model::MoveId;
-use godwit_model::container::ContainerSpec;
+use godwit_model::container::{ContainerSpec, Health};
 use godwit_model::migration::{DowntimePart, Phase};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
@@ -63,13 +63,14 @@ pub(super) async fn arrive(
     let result = receive(arrival, writer, &mut arriving).await;
     let restored = arriving.restored.take();
     match (result, restored) {
-        (Ok(received), Some(Restored { live, record, started_at_ms, filler })) => {
+        (Ok(received), Some(Restored { live, record, started_at_ms, health, filler })) => {
             let held = Held {
                 live,
                 parking: Some(ready.parking),
                 dirs: Some(dirs),
                 record,
                 started_at_ms,
+                health,
                 filler,
                 _expedited: arriving.expedited.take(),
                 since: Instant::now(),
@@ -142,6 +143,7 @@ struct Restored {
     live: Live,
     record: Record,
     started_at_ms: Option<u64>,
+    health: Option<Health>,
     filler: Option<Arc<FillerProcess>>,
 }
 
@@ -277,6 +279,7 @@ impl Landing for Arriving {
             live: Live { keeper, events, cgroup, pid },
             record,
             started_at_ms: detail.started_at_ms,
+            health: detail.health,
             filler,
         });
         Ok(())
