@@ -197,10 +197,10 @@ impl Netlink {
         if link.controller != Some(bridge) {
             self.change(link, "plug in", LinkUnspec::new_with_index(link.index).controller(bridge)).await?;
         }
-        // One that comes new into a bridge forwards by itself, as soon as the link is up; one that was muted does not.
-        let muted = link.controller == Some(bridge);
+        // One that comes new into a bridge forwards by itself, as soon as the link is up; one that is in it may be muted.
+        let inside = link.controller == Some(bridge);
         let port = LinkBridgePort::new(link.index);
-        let port = if muted { port.state(BridgePortState::Forwarding) } else { port };
+        let port = if inside { port.state(BridgePortState::Forwarding) } else { port };
         let port = port.learning(false).flood(mode.flood);
         let port = port.bcast_flood(mode.group_flood).mcast_flood(mode.group_flood).hairpin(mode.hairpin);
         let port = port.neigh_suppress(mode.answer);

@@ -39,8 +39,9 @@ pub struct Probe {
 
 /// Nobody starts a command as long as it lives.
 pub struct Closed {
+    // Dropped in this order: whoever enters next is not called off.
+    _reopen: Reopen,
     _shut: OwnedRwLockWriteGuard<()>,
-    closing: watch::Sender<bool>,
 }
 
 impl Default for ExecGate {
@@ -71,17 +72,16 @@ impl ExecGate {
     /// Waits until no command is being started and no health check is at work. `None` if one does not end.
     pub async fn close(&self) -> Option<Closed> {
         self.closing.send_replace(true);
-        let reopen = Reopen(&self.closing);
+        let reopen = Reopen(self.closing.clone());
         let shut = timeout(Duration::from_millis(CLOSE_TIMEOUT_MS), Arc::clone(&self.lock).write_owned()).await.ok()?;
-        std::mem::forget(reopen);
-        Some(Closed { _shut: shut, closing: self.closing.clone() })
+        Some(Closed { _reopen: reopen, _shut: shut })
     }
 }
 
 /// Takes the closing back, also where whoever closes is cancelled.
-struct Reopen<'a>(&'a watch::Sender<bool>);
+struct Reopen(watch::Sender<bool>);
 
-impl Drop for Reopen<'_> {
+impl Drop for Reopen {
     fn drop(&mut self) {
         self.0.send_replace(false);
     }
@@ -101,12 +101,6 @@ impl Probe {
 impl Drop for Probe {
     fn drop(&mut self) {
         self.probes.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Drop for Closed {
-    fn drop(&mut self) {
-        self.closing.send_replace(false);
     }
 }
 

@@ -17,6 +17,8 @@ use crate::keeper::Keeper;
 
 /// Output of a check that is kept for the message, in bytes.
 const MAX_OUTPUT_BYTES: usize = 256;
+/// After its end, what it said last arrives within this time, in milliseconds.
+const LAST_OUTPUT_MS: u64 = 100;
 /// A killed check has ended within this time, in milliseconds.
 const KILL_TIMEOUT_MS: u64 = 5_000;
 /// While a container starts, checks come at least this often, in milliseconds: others may wait for it.
@@ -90,8 +92,20 @@ async fn once(check: &HealthCheck, keeper: &Keeper, shared: &Shared) -> Result<(
     let (fds, mut ended) = (command.fds, command.ended);
     let limit = Duration::from_millis(check.timeout_ms);
     let whole = timeout(limit, async {
-        let said = read_output(fds).await;
-        ((&mut ended).await, said)
+        let mut reading = std::pin::pin!(read_output(fds));
+        let mut said = None;
+        let exit = loop {
+            tokio::select! {
+                text = &mut reading, if said.is_none() => said = Some(text),
+                exit = &mut ended => break exit,
+            }
+        };
+        // What the check has left running may hold its output open; it has ended all the same.
+        let said = match said {
+            Some(said) => said,
+            None => timeout(Duration::from_millis(LAST_OUTPUT_MS), reading).await.unwrap_or_default(),
+        };
+        (exit, said)
     });
     let result = tokio::select! {
         result = whole => result.map_err(|_| Some(format!("no answer within {} ms", check.timeout_ms))),
