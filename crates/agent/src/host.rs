@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use godwit_api::link::{Assignment, Desired, FromAgent, FromController, MoveRole, Reply, Request};
 use godwit_api::types::ErrorBody;
@@ -18,6 +19,7 @@ use godwit_model::{Bytes, ContainerId, ContainerName, MoveId};
 use godwit_network::{EnvironmentNetwork, HostNetwork, Mac};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
 
 use crate::config::AgentConfig;
 use crate::ledger::Ledger;
@@ -25,6 +27,9 @@ use crate::link::Voice;
 use crate::moves::incoming::Incoming;
 use crate::task::{Command, TaskHandle, Verdict};
 use crate::{facts, sessions, task, translate};
+
+/// A `Desired` follows the request that overtook it within this time, in milliseconds.
+const HEARD_TIMEOUT_MS: u64 = 5_000;
 
 pub struct Host {
     pub config: AgentConfig,
@@ -95,13 +100,14 @@ impl Host {
 
     async fn answer(host: &Arc<Host>, body: Request) -> Result<Reply, ErrorBody> {
         match body {
-            Request::PrepareMove { id, spec, generation, from, memory } => {
+            Request::PrepareMove { id, spec, generation, from, memory, revision } => {
+                host.heard_of(revision).await?;
                 enough_memory(host, memory)?;
-                Incoming::prepare(host, id, *spec, generation, from).await?;
+                Incoming::prepare(host, id, *spec, generation, from, revision).await?;
                 Ok(Reply::Prepared { address: host.config.migration_address() })
             }
-            Request::StartMove { id, container, to, address, to_tunnel, options } => {
-                let outgoing = crate::moves::outgoing::Plan { id, to, address, to_tunnel, options };
+            Request::StartMove { id, container, to, address, to_tunnel, options, revision } => {
+                let outgoing = crate::moves::outgoing::Plan { id, to, address, to_tunnel, options, revision };
                 host.task(&container)?.ask(|reply| Command::StartMove(outgoing, reply)).await?;
                 Ok(Reply::Done)
             }
@@ -112,11 +118,11 @@ impl Host {
                 network.divert(Mac(mac.0), vni, to_tunnel).await.map_err(|e| ErrorBody::from_chain(&e))?;
                 Ok(Reply::Done)
             }
-            Request::ActivateMove { id, generation } => {
+            Request::ActivateMove { id, generation, revision } => {
                 let incoming = locked(&host.incoming).get(&id).cloned();
                 let incoming =
                     incoming.ok_or_else(|| ErrorBody::new(format!("move {id} is not known on this host")))?;
-                incoming.activate(host, generation).await
+                incoming.activate(host, generation, revision).await
             }
             Request::ReleaseMove { id } => host.verdict(&id, Verdict::Release).await,
             Request::AbortMove { id, reason } => {
@@ -131,6 +137,16 @@ impl Host {
                 sessions::open(host, session, body)?;
                 Ok(Reply::Done)
             }
+        }
+    }
+
+    /// Waits for a `Desired` of at least this revision: what looks at the newest one then knows of what is begun here.
+    async fn heard_of(&self, revision: u64) -> Result<(), ErrorBody> {
+        let mut newest = self.desired.subscribe();
+        let heard = newest.wait_for(|desired| desired.as_ref().is_some_and(|d| d.revision >= revision));
+        match timeout(Duration::from_millis(HEARD_TIMEOUT_MS), heard).await {
+            Ok(Ok(_)) => Ok(()),
+            _ => Err(ErrorBody::new(format!("this host has not heard of revision {revision} of the store"))),
         }
     }
 
@@ -219,6 +235,8 @@ pub async fn supervise(host: Arc<Host>, ledger: Ledger) {
     }
 }
 
+/// Requests overtake: what one of them has begun since `desired` was made is left alone here, and a newer `Desired` that
+/// knows of it is on its way.
 async fn carry_out(host: &Arc<Host>, desired: &Desired) {
     if let Err(error) = host.apply_network().await {
         tracing::error!(%error, "the network does not match what is wanted");
@@ -228,8 +246,11 @@ async fn carry_out(host: &Arc<Host>, desired: &Desired) {
         assign(host, assignment, desired).await;
     }
     let wanted: std::collections::BTreeSet<&ContainerId> = desired.containers.iter().map(|a| &a.spec.id).collect();
-    let unwanted: Vec<TaskHandle> =
-        locked(&host.tasks).iter().filter(|(id, _)| !wanted.contains(id)).map(|(_, t)| t.clone()).collect();
+    let unwanted: Vec<TaskHandle> = locked(&host.tasks)
+        .iter()
+        .filter(|(id, task)| !wanted.contains(id) && task.known_at(desired.revision))
+        .map(|(_, task)| task.clone())
+        .collect();
     for task in unwanted {
         let replaced = desired.containers.iter().any(|a| a.spec.name == *task.name());
         task.tell(Command::Unassign { keep_volumes: replaced || desired.volumes.contains(task.name()) });
@@ -237,6 +258,7 @@ async fn carry_out(host: &Arc<Host>, desired: &Desired) {
     let active = |id: &MoveId, role| desired.moves.iter().any(|m| m.id == *id && m.role == role);
     let stale: Vec<Arc<Incoming>> = locked(&host.incoming)
         .values()
+        .filter(|i| i.since_revision <= desired.revision)
         .filter(|i| !active(&i.id, MoveRole::Destination) && !wanted.contains(&i.spec.id))
         .cloned()
         .collect();
@@ -274,7 +296,7 @@ async fn assign(host: &Arc<Host>, assignment: &Assignment, desired: &Desired) {
     if let Some(incoming) = arriving {
         // Ours by the store's word, restored here and waiting: the request may have been lost.
         if assignment.generation >= incoming.generation
-            && let Err(error) = incoming.activate(host, assignment.generation).await
+            && let Err(error) = incoming.activate(host, assignment.generation, desired.revision).await
         {
             tracing::error!(container = %assignment.spec.name, error = error.one_line(), "could not be activated");
         }
@@ -283,7 +305,11 @@ async fn assign(host: &Arc<Host>, assignment: &Assignment, desired: &Desired) {
     let known = locked(&host.tasks).get(id).cloned();
     match known {
         Some(task) => {
-            if let Some(out) = task.outgoing_move()
+            let out = task.outgoing_move();
+            if !task.known_at(desired.revision) {
+                return;
+            }
+            if let Some(out) = out
                 && !desired.moves.iter().any(|m| m.id == out)
             {
                 let reason = "the move is over and this host owns the container".to_owned();

@@ -182,6 +182,10 @@ pub struct PortSpec {
 }
 
 /// Something to do now. Every request is idempotent by its move or session id.
+///
+/// A request may overtake the `Desired` it follows from, and an older one may still be carried out when it comes. So those
+/// that begin something carry the `revision` at which the store says so: a `Desired` of an earlier revision says nothing
+/// about what they began.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "type")]
 pub enum Request {
@@ -193,6 +197,8 @@ pub enum Request {
         generation: Generation,
         from: HostName,
         memory: Bytes,
+        #[serde(default)]
+        revision: u64,
     },
     /// Source: begin. Answered with `Accepted`; the rest is told by `Move*` messages.
     StartMove {
@@ -203,6 +209,8 @@ pub enum Request {
         to_tunnel: Ipv4Addr,
         #[serde(default)]
         options: MoveOptions,
+        #[serde(default)]
+        revision: u64,
     },
     /// Source: can this container be moved as it is now? Answered with `Examined`.
     Examine {
@@ -218,6 +226,8 @@ pub enum Request {
     ActivateMove {
         id: MoveId,
         generation: Generation,
+        #[serde(default)]
+        revision: u64,
     },
     /// Source: handed over. Free everything; nothing may revive it.
     ReleaseMove {

@@ -45,6 +45,8 @@ pub struct Incoming {
     pub spec: ContainerSpec,
     pub generation: Generation,
     pub from: HostName,
+    /// Revision of the store at which the move began: an older `Desired` says nothing of it.
+    pub since_revision: u64,
     stage: tokio::sync::Mutex<Stage>,
     /// Made in the background from the freeze on; whoever unmakes the rest waits for it.
     site: tokio::sync::Mutex<Option<JoinHandle<Result<Site, ErrorBody>>>>,
@@ -92,6 +94,7 @@ impl Incoming {
         spec: ContainerSpec,
         generation: Generation,
         from: HostName,
+        since_revision: u64,
     ) -> Result<(), ErrorBody> {
         if locked(&host.incoming).contains_key(&id) {
             return Ok(());
@@ -107,6 +110,7 @@ impl Incoming {
             start_count: 0,
             image_digest: None,
             restarts: 0,
+            since_revision,
             incoming: Some(id.clone()),
             outgoing: None,
         };
@@ -124,6 +128,7 @@ impl Incoming {
                     spec,
                     generation,
                     from,
+                    since_revision,
                     stage: tokio::sync::Mutex::new(Stage::Ready(Box::new(ready))),
                     site: tokio::sync::Mutex::default(),
                 };
@@ -138,8 +143,13 @@ impl Incoming {
         }
     }
 
-    /// The store names this host as owner: everything runs from here on.
-    pub async fn activate(self: &Arc<Self>, host: &Arc<Host>, generation: Generation) -> Result<Reply, ErrorBody> {
+    /// The store names this host as owner, since this revision of it: everything runs from here on.
+    pub async fn activate(
+        self: &Arc<Self>,
+        host: &Arc<Host>,
+        generation: Generation,
+        revision: u64,
+    ) -> Result<Reply, ErrorBody> {
         let mut stage = self.stage.lock().await;
         if let Stage::Over = *stage {
             return if locked(&host.tasks).contains_key(&self.spec.id) {
@@ -172,6 +182,7 @@ impl Incoming {
         }
         held.record.incoming = None;
         held.record.generation = generation;
+        held.record.since_revision = revision;
         if let Err(error) = held.record.save(&container_dir(host, &self.spec.id)) {
             tracing::error!(error = ErrorBody::from_chain(&error).one_line(), "the container's record is stale");
         }
@@ -330,6 +341,7 @@ pub async fn adopt(host: &Arc<Host>, record: Record) {
         spec: spec.clone(),
         generation: record.generation,
         from: host.config.name.clone(),
+        since_revision: record.since_revision,
         stage: tokio::sync::Mutex::new(stage),
         site: tokio::sync::Mutex::default(),
     });

@@ -45,6 +45,8 @@ pub struct Plan {
     pub address: SocketAddr,
     pub to_tunnel: Ipv4Addr,
     pub options: MoveOptions,
+    /// Revision of the store at which the move began.
+    pub revision: u64,
 }
 
 /// A container on its way out, as its task holds it.

@@ -8,6 +8,7 @@ mod run;
 mod unmake;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use godwit_api::link::{Assignment, Desired};
@@ -58,9 +59,16 @@ pub struct Shared {
     pub keeper: Mutex<Option<Keeper>>,
     pub dir: PathBuf,
     pub gate: ExecGate,
+    /// See [`Record::since_revision`].
+    since_revision: AtomicU64,
 }
 
 impl Shared {
+    /// Said before the move shows: whoever sees it sees this too.
+    fn since(&self, revision: u64) {
+        self.since_revision.fetch_max(revision, Ordering::SeqCst);
+    }
+
     /// Commands that somebody runs in the container; health checks are not among them.
     pub fn exec_sessions(&self) -> u32 {
         // The gate is looked at first: a check that ends in between is counted by neither.
@@ -84,6 +92,11 @@ impl TaskHandle {
 
     pub fn status(&self) -> ContainerStatus {
         locked(&self.shared.status).clone()
+    }
+
+    /// Whether a `Desired` of this revision knows how the container came to be as it is.
+    pub fn known_at(&self, revision: u64) -> bool {
+        self.shared.since_revision.load(Ordering::SeqCst) <= revision
     }
 
     pub fn outgoing_move(&self) -> Option<MoveId> {
@@ -142,6 +155,7 @@ fn register(
     host: &Arc<Host>,
     spec: &ContainerSpec,
     generation: godwit_model::Generation,
+    since_revision: u64,
 ) -> (Arc<Shared>, mpsc::Receiver<Command>) {
     let (mailbox, commands) = mpsc::channel(QUEUE_COMMANDS);
     let shared = Arc::new(Shared {
@@ -150,6 +164,7 @@ fn register(
         keeper: Mutex::new(None),
         dir: container_dir(host, &spec.id),
         gate: ExecGate::default(),
+        since_revision: AtomicU64::new(since_revision),
     });
     let handle = TaskHandle { name: spec.name.clone(), mailbox, shared: Arc::clone(&shared) };
     locked(&host.tasks).insert(spec.id.clone(), handle);
@@ -158,13 +173,13 @@ fn register(
 
 /// A new task for a container this host is to run.
 pub fn spawn(host: &Arc<Host>, assignment: Assignment) {
-    let (shared, commands) = register(host, &assignment.spec, assignment.generation);
+    let (shared, commands) = register(host, &assignment.spec, assignment.generation, 0);
     tokio::spawn(run::Task::new(Arc::clone(host), assignment, shared, commands).run());
 }
 
 /// A task for a container that runs here already: it has just arrived by a move.
 pub fn spawn_live(host: &Arc<Host>, assignment: Assignment, live: Live, record: Record) {
-    let (shared, commands) = register(host, &assignment.spec, assignment.generation);
+    let (shared, commands) = register(host, &assignment.spec, assignment.generation, record.since_revision);
     let task = run::Task::new(Arc::clone(host), assignment, shared, commands).with_live(live, record);
     tokio::spawn(task.run());
 }
@@ -209,7 +224,7 @@ pub async fn adopt_all(host: &Arc<Host>, last: Option<&Desired>) {
             run,
             start_count: record.start_count,
         };
-        let (shared, commands) = register(host, &assignment.spec, assignment.generation);
+        let (shared, commands) = register(host, &assignment.spec, assignment.generation, record.since_revision);
         let mut task = run::Task::new(Arc::clone(host), assignment, shared, commands);
         task.adopt(record).await;
         tokio::spawn(task.run());

@@ -19,6 +19,9 @@ pub struct Record {
     pub start_count: u64,
     pub image_digest: Option<String>,
     pub restarts: u32,
+    /// Revision of the store at which its move began, or made it ours: an older `Desired` says nothing about that.
+    #[serde(default)]
+    pub since_revision: u64,
     /// Arriving by this move: not ours before the store says so.
     pub incoming: Option<MoveId>,
     /// Being given away by this move: frozen, and only the store's word frees or thaws it.

@@ -61,6 +61,7 @@ impl Task {
             start_count: assignment.start_count,
             image_digest: None,
             restarts: 0,
+            since_revision: 0,
             incoming: None,
             outgoing: None,
         };
@@ -111,9 +112,14 @@ impl Task {
             return;
         }
         // No keeper, or a half-made container: what is left of it goes, its files stay.
-        self.record.outgoing = None;
         let exit = keeper_state::read_exit(&dir).ok().flatten();
         stop_everything(&self.host, &self.record.spec.id).await;
+        if self.record.outgoing.is_some() {
+            // It may run elsewhere by now: it is started again only by the store's word that it does not.
+            self.restart_at = None;
+            self.resume_giving_away();
+            return;
+        }
         if let Some(exit) = exit {
             self.exited(exit).await;
         } else if self.assignment.run {
@@ -416,6 +422,8 @@ impl Task {
             return Err(ErrorBody::new(movable.because.join("; ")));
         }
         self.record.outgoing = Some(plan.id.clone());
+        self.record.since_revision = plan.revision;
+        self.shared.since(plan.revision);
         self.record.save(&self.shared.dir).map_err(chain)?;
         *locked(&self.shared.outgoing) = Some(plan.id.clone());
         self.outgoing = Some(Outgoing::start(&self.host, plan, &self.assignment.spec, live, Arc::clone(&self.shared)));
@@ -473,6 +481,9 @@ impl Task {
         self.save_record();
         if self.live.is_some() {
             self.set_state(ContainerState::Running, None);
+        } else if self.assignment.run {
+            // It did not survive an agent that was giving it away.
+            self.restart_at = Some(Instant::now());
         }
     }
 

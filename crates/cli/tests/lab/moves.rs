@@ -85,6 +85,64 @@ fn twenty_moves_in_a_row_lose_nothing() {
     world.down();
 }
 
+const OTHERS: &str = r#"
+name: x
+services:
+  a:
+    image: oci:${IMAGES}/busybox:latest
+    command: [sleep, "100000"]
+    deploy: {replicas: 3}
+    ports: ["9000:9000"]
+"#;
+
+/// Every change of anything makes the agents carry out what is wanted anew, and a move's requests overtake that. What an
+/// older word does not know of must not be undone by it.
+#[test]
+fn moves_go_well_while_everything_else_changes() {
+    let Some(world) = World::up("churn", 3, &["--link", "10gbit"]) else { return };
+    // Before the workload's manifest, which is kept in the same file.
+    let others = world.manifest(OTHERS).with_file_name("others.yaml");
+    std::fs::rename(world.manifest(OTHERS), &others).unwrap();
+    world.apply(WORKLOAD);
+    world.wait_running("t/w-1");
+    let address = format!("{}:7000", world.host_address(1));
+    wait_listening(&world, &address);
+    let client = world.client(&["client", "--address", &address, "--connections", "8", "--until-stdin-closes"]);
+    let before = status(&world);
+    let over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let churn = scope.spawn(|| {
+            let mut changes = 0;
+            while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                world.ok(&["env", "apply", "-f", others.to_str().unwrap()]);
+                world.ok(&["env", "delete", "x", "--yes"]);
+                changes += 2;
+            }
+            changes
+        });
+        // Whatever happens here, the other thread ends.
+        let moved = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            for _ in 0..20 {
+                let to = next_host(&world.host_of("t/w-1"));
+                let done = world.migrate("t/w-1", to);
+                assert_eq!(done["outcome"]["state"], "done", "{done:#}");
+            }
+        }));
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+        let changes = churn.join().unwrap();
+        if let Err(panic) = moved {
+            std::panic::resume_unwind(panic);
+        }
+        println!("20 moves amid {changes} changes");
+        assert!(changes > 20, "{changes}");
+    });
+    let after = status(&world);
+    assert_eq!((&after["ok"], &after["instance"]), (&Value::Bool(true), &before["instance"]), "{after:#}");
+    assert_eq!(after["streams_broken"], 0, "{after:#}");
+    client.finish();
+    world.down();
+}
+
 const PROGRAMS: &str = r#"
 name: p
 services:

@@ -103,7 +103,9 @@ async fn send(core: &Arc<Core>, open: &Move, heard: &mut mpsc::Receiver<Heard>) 
     let report = core.links.report(&open.from);
     let memory = report.and_then(|r| r.containers.get(&open.container)?.memory).unwrap_or_default();
     let (generation, from) = (open.generation.next(), open.from.clone());
-    let prepare = Request::PrepareMove { id: id.clone(), spec, generation, from, memory };
+    // Both sides have been told of the move by any `Desired` from this revision on.
+    let revision = world.moves.get(id).ok_or(Stopped::Ended)?.revision.0;
+    let prepare = Request::PrepareMove { id: id.clone(), spec, generation, from, memory, revision };
     let prepared = core.links.ask_within(&open.to, prepare, PREPARE_TIMEOUT_MS).await.map_err(failed)?;
     let Reply::Prepared { address } = prepared else {
         return Err(Stopped::Failed(
@@ -119,6 +121,7 @@ async fn send(core: &Arc<Core>, open: &Move, heard: &mut mpsc::Receiver<Heard>) 
         address,
         to_tunnel,
         options: open.options,
+        revision,
     };
     core.links.ask(&open.from, start).await.map_err(failed)?;
     while let Some(Heard { from, message }) = heard.recv().await {
@@ -305,8 +308,10 @@ async fn finish(core: &Arc<Core>, open: &Move, ready: Option<Ready>) {
 async fn activate(core: &Arc<Core>, open: &Move) -> Option<(f64, f64, u64)> {
     core.moves.advance(&open.id, Phase::Activate, None);
     let mut reports = core.links.follow();
+    // Of the hand-over: the move's record is not touched between that and its end.
+    let revision = core.state.world().moves.get(&open.id).map_or(0, |m| m.revision.0);
     loop {
-        let request = Request::ActivateMove { id: open.id.clone(), generation: open.generation.next() };
+        let request = Request::ActivateMove { id: open.id.clone(), generation: open.generation.next(), revision };
         match core.links.ask(&open.to, request).await {
             Ok(Reply::Activated { hand_over_ms, activate_ms, frames_parked }) => {
                 return Some((hand_over_ms, activate_ms, frames_parked));

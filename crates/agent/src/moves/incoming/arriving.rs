@@ -272,6 +272,7 @@ impl Landing for Arriving {
             start_count: 0,
             image_digest: detail.image_digest,
             restarts: detail.restarts,
+            since_revision: self.incoming.since_revision,
             incoming: Some(self.incoming.id.clone()),
             outgoing: None,
         };
