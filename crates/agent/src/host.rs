@@ -42,6 +42,8 @@ pub struct Host {
     pub images: ImageStore,
     pub tasks: Mutex<BTreeMap<ContainerId, TaskHandle>>,
     pub incoming: Mutex<BTreeMap<MoveId, Arc<Incoming>>>,
+    /// Held from the look whether a container has a place here to the moment it has: two moves never share directories.
+    pub preparing: tokio::sync::Mutex<()>,
     /// Addresses that lead elsewhere although `Desired` does not say so yet: containers given away by a move.
     pub redirects: Mutex<BTreeMap<Mac, (u32, Ipv4Addr)>>,
     /// Addresses whose frames this host was asked to send elsewhere for moves between others, and their networks.
@@ -51,6 +53,8 @@ pub struct Host {
     pub desired: watch::Sender<Option<Arc<Desired>>>,
     pub applied_revision: Mutex<u64>,
     pub changed: Notify,
+    /// A container's task has ended, and with it everything of the container on this host.
+    pub task_gone: Notify,
     pub expedite: Arc<crate::expedite::Expedite>,
 }
 
@@ -263,7 +267,7 @@ async fn carry_out(host: &Arc<Host>, desired: &Desired) {
         .cloned()
         .collect();
     for incoming in stale {
-        incoming.discard_if_idle(host, "the controller does not know this move any more").await;
+        incoming.discard(host, "the controller does not know this move any more").await;
     }
     task::sweep_volumes(host).await;
 }

@@ -95,6 +95,8 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
         applied_revision: Mutex::new(0),
         expedite: Arc::new(Expedite::new(&config.state_dir)),
         changed: Notify::new(),
+        task_gone: Notify::new(),
+        preparing: tokio::sync::Mutex::default(),
         config,
     });
     if let Some(criu) = host.criu.clone() {

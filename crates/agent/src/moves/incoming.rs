@@ -4,8 +4,8 @@
 //! controller that the move is off, unmakes all of it.
 
 mod arriving;
+mod preparing;
 
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -34,7 +34,6 @@ use crate::expedite::Expedited;
 use crate::host::{Host, locked};
 use crate::keeper::Keeper;
 use crate::task::{self, Live, Record, container_dir, volumes_dir};
-use crate::translate;
 
 /// CRIU comes to each of its stops within this time, in milliseconds.
 const RESTORE_TIMEOUT_MS: u64 = 120_000;
@@ -87,62 +86,6 @@ fn chain<E: std::error::Error + 'static>(e: E) -> ErrorBody {
 }
 
 impl Incoming {
-    /// Gets everything ready: image, directories, addresses; frames for the container are parked from here on.
-    pub async fn prepare(
-        host: &Arc<Host>,
-        id: MoveId,
-        spec: ContainerSpec,
-        generation: Generation,
-        from: HostName,
-        since_revision: u64,
-    ) -> Result<(), ErrorBody> {
-        if locked(&host.incoming).contains_key(&id) {
-            return Ok(());
-        }
-        host.criu.as_ref().ok_or_else(|| ErrorBody::new("this host has no usable CRIU"))?;
-        if locked(&host.tasks).contains_key(&spec.id) {
-            return Err(ErrorBody::new(format!("container {} is on this host already", spec.name)));
-        }
-        host.apply_network().await.map_err(ErrorBody::new)?;
-        let record = Record {
-            spec: spec.clone(),
-            generation,
-            start_count: 0,
-            image_digest: None,
-            restarts: 0,
-            since_revision,
-            incoming: Some(id.clone()),
-            outgoing: None,
-        };
-        let image = task::ensure_image(host, &spec).await?;
-        let made = make_directories(host, &spec, &record)
-            .map_err(|e| ErrorBody::new(format!("the container's directories could not be made: {e}")));
-        let ready = match made {
-            Ok(()) => prepare_rest(host, &id, &spec, image).await,
-            Err(error) => Err(error),
-        };
-        match ready {
-            Ok(ready) => {
-                let incoming = Self {
-                    id: id.clone(),
-                    spec,
-                    generation,
-                    from,
-                    since_revision,
-                    stage: tokio::sync::Mutex::new(Stage::Ready(Box::new(ready))),
-                    site: tokio::sync::Mutex::default(),
-                };
-                locked(&host.incoming).insert(id, Arc::new(incoming));
-                Ok(())
-            }
-            Err(error) => {
-                let volumes = volumes_dir(host, &spec.name);
-                task::unmake(host, &spec.id, Some(volumes)).await;
-                Err(error)
-            }
-        }
-    }
-
     /// The store names this host as owner, since this revision of it: everything runs from here on.
     pub async fn activate(
         self: &Arc<Self>,
@@ -233,11 +176,6 @@ impl Incoming {
         self.unmake(host).await;
     }
 
-    /// Like [`Self::discard`], for a move the newest `Desired` does not name; one that has begun to activate stays.
-    pub async fn discard_if_idle(self: &Arc<Self>, host: &Arc<Host>, reason: &str) {
-        self.discard(host, reason).await;
-    }
-
     async fn unmake(&self, host: &Arc<Host>) {
         let site = self.site.lock().await.take();
         if let Some(site) = site
@@ -276,31 +214,6 @@ async fn restore_event(events: &mut mpsc::Receiver<Event>) -> Result<Event, Erro
             Err(ErrorBody::new(format!("CRIU did not come to its next step within {} s", RESTORE_TIMEOUT_MS / 1000)))
         }
     }
-}
-
-fn make_directories(host: &Host, spec: &ContainerSpec, record: &Record) -> std::io::Result<()> {
-    let owned = |path: &Path| {
-        std::fs::DirBuilder::new().recursive(true).mode(0o755).create(path)?;
-        std::os::unix::fs::chown(path, Some(spec.id_base), Some(spec.id_base))
-    };
-    let dir = container_dir(host, &spec.id);
-    std::fs::create_dir_all(&dir)?;
-    record.save(&dir).map_err(std::io::Error::other)?;
-    owned(&dir.join("upper"))?;
-    let volumes = volumes_dir(host, &spec.name);
-    std::fs::create_dir_all(&volumes)?;
-    for volume in &spec.volumes {
-        owned(&volumes.join(&volume.volume))?;
-    }
-    Ok(())
-}
-
-async fn prepare_rest(host: &Arc<Host>, id: &MoveId, spec: &ContainerSpec, image: Image) -> Result<Ready, ErrorBody> {
-    let dirs = WorkDirs::make(host, id)
-        .map_err(|e| ErrorBody::new(format!("the move's working directory could not be made: {e}")))?;
-    let network = host.network.lock().await;
-    let parking = network.park(&translate::port(&host.config, spec)).await.map_err(chain)?;
-    Ok(Ready { image, parking, dirs })
 }
 
 /// A connection from another host: its offer names the move; the rest of the move happens here.

@@ -512,6 +512,7 @@ impl Task {
             return false;
         }
         locked(&self.host.tasks).remove(&self.assignment.spec.id);
+        self.host.task_gone.notify_waiters();
         if !gave_away {
             self.event(EventKind::ContainerRemoved, "removed");
         }

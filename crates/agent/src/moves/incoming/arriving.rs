@@ -90,8 +90,11 @@ pub(super) async fn arrive(
             let phase = if dirs.work.join("restore.log").exists() { Phase::Freeze } else { Phase::Copy };
             drop(arriving);
             drop(ready.parking);
-            *incoming.stage.lock().await = Stage::Over;
+            // Held to the end: whoever wants the move gone, or a later one in its place, waits here until it is.
+            let mut stage = incoming.stage.lock().await;
+            *stage = Stage::Over;
             incoming.unmake(&host).await;
+            drop(stage);
             // Told last: whoever hears it may look for leftovers.
             host.voice.say(FromAgent::MoveFailed { id: incoming.id.clone(), phase, error });
         }
