@@ -110,8 +110,8 @@ impl Host {
                 Incoming::prepare(host, id, *spec, generation, from, revision).await?;
                 Ok(Reply::Prepared { address: host.config.migration_address() })
             }
-            Request::StartMove { id, container, to, address, to_tunnel, options, revision } => {
-                let outgoing = crate::moves::outgoing::Plan { id, to, address, to_tunnel, options, revision };
+            Request::StartMove { id, container, to, address, to_tunnel, options, fixed_ms, revision } => {
+                let outgoing = crate::moves::outgoing::Plan { id, to, address, to_tunnel, options, fixed_ms, revision };
                 host.task(&container)?.ask(|reply| Command::StartMove(outgoing, reply)).await?;
                 Ok(Reply::Done)
             }

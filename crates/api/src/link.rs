@@ -73,6 +73,8 @@ pub enum FromAgent {
         memory_bytes: u64,
         file_bytes: u64,
         rounds: u32,
+        #[serde(default)]
+        slowed_to_percent: Option<u32>,
     },
     /// Either side: this move cannot go on. Not sent by a source that has given everything away.
     MoveFailed {
@@ -209,6 +211,9 @@ pub enum Request {
         to_tunnel: Ipv4Addr,
         #[serde(default)]
         options: MoveOptions,
+        /// What moves like this stood still for besides sending, in milliseconds; `None`: none has been seen.
+        #[serde(default)]
+        fixed_ms: Option<f64>,
         #[serde(default)]
         revision: u64,
     },

@@ -2,6 +2,8 @@
 
 /// Expected time for the last pages that is short enough to freeze at once, in milliseconds.
 pub const AIM_MS: f64 = 5.0;
+/// What CRIU writes besides memory, in bytes (docs/migration-performance.md); a thousand processes have more.
+const IMAGES_BYTES: f64 = 1.4e6;
 /// Rounds of memory while the container runs, at the most.
 pub const MAX_ROUNDS: u32 = 30;
 /// A round that leaves more than this share of what the one before left does not get anywhere.
@@ -18,7 +20,7 @@ pub struct Measured {
     pub sent_bytes: u64,
     /// From the look before to this one, in seconds; `None` for the first, which tells everything.
     pub since_last_s: Option<f64>,
-    /// Sending memory, in seconds.
+    /// Sending memory, in seconds, without what a bandwidth limit held it back.
     pub sending_s: f64,
     /// The whole round, files included, in seconds.
     pub took_s: f64,
@@ -36,8 +38,9 @@ pub enum Decision {
 }
 
 /// Follows the rounds of one move.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct Convergence {
+    aim_ms: f64,
     rounds: u32,
     /// Bytes per second, of the rounds that were long enough to tell.
     rate: Option<f64>,
@@ -45,7 +48,26 @@ pub struct Convergence {
     stuck: u32,
 }
 
+impl Default for Convergence {
+    fn default() -> Self {
+        Self { aim_ms: AIM_MS, rounds: 0, rate: None, left_before: None, stuck: 0 }
+    }
+}
+
 impl Convergence {
+    /// The container has been slowed down: what was seen of it says little from here on, and it is to stand still as
+    /// soon as what is left takes no longer than `aim_ms`. Rounds go on being counted.
+    pub fn slowed(&mut self, aim_ms: f64) {
+        self.aim_ms = aim_ms.max(AIM_MS);
+        self.left_before = None;
+        self.stuck = 0;
+    }
+
+    /// What any move takes, `fixed_ms` milliseconds, and sending CRIU's images at the rate of this link.
+    pub fn fixed_ms(&self, fixed_ms: f64) -> f64 {
+        fixed_ms + self.rate.map_or(0.0, |rate| IMAGES_BYTES / rate * 1e3)
+    }
+
     /// Takes in a round that has been sent.
     pub fn after(&mut self, round: Measured) -> Decision {
         self.rounds += 1;
@@ -61,7 +83,7 @@ impl Convergence {
             // Never more than a few MiB: any link takes that.
             None => 0.0,
         };
-        if expected_ms <= AIM_MS {
+        if expected_ms <= self.aim_ms {
             return Decision::Freeze { expected_ms };
         }
         let before = self.left_before.replace(left_bytes);
@@ -119,6 +141,34 @@ mod tests {
                 "{dirty}: {decision:?}"
             );
         }
+    }
+
+    #[test]
+    fn what_is_slowed_enough_converges() {
+        let mut convergence = Convergence::default();
+        let (mut left, mut since, mut dirty, mut steps) = (1024.0, None, 2000.0, 0);
+        let rate = 1000.0;
+        for _ in 0..MAX_ROUNDS {
+            let took_s = left / rate;
+            let bytes = (left * MIB as f64) as u64;
+            let round =
+                Measured { dirty_bytes: bytes, sent_bytes: bytes, since_last_s: since, sending_s: took_s, took_s };
+            match convergence.after(round) {
+                Decision::Again => {}
+                Decision::Freeze { expected_ms } => {
+                    assert!(expected_ms <= 100.0 && steps == 2, "{expected_ms} after {steps} steps");
+                    return;
+                }
+                Decision::Stuck { .. } => {
+                    steps += 1;
+                    dirty /= 2.0;
+                    convergence.slowed(100.0);
+                }
+            }
+            left = (dirty * took_s).min(1024.0);
+            since = Some(took_s);
+        }
+        panic!("never");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 
 use crate::files::{Entry, WriteError, Writer};
+use crate::packing::unpack;
 use crate::pages::{Head, with_pages};
 use crate::source::PartError;
 use crate::wire::{
@@ -149,7 +150,7 @@ where
                     pages(&mut reader, &mut writer, landing).await?;
                 }
             }
-            Kind::Memory | Kind::EmptyMemory | Kind::DropMemory => {
+            Kind::Memory | Kind::PackedMemory | Kind::EmptyMemory | Kind::DropMemory => {
                 tokio::task::block_in_place(|| take_memory(&store, &frame))?;
             }
             Kind::Image => {
@@ -180,9 +181,17 @@ where
 
 /// Takes in a frame of memory.
 fn take_memory(store: &PageStore, frame: &Frame) -> Result<(), ReceiveError> {
-    let (head, ranges, content) = Head::split(&frame.payload).map_err(WireError::from)?;
+    let unpacked;
+    let payload = match frame.kind {
+        Kind::PackedMemory => {
+            unpacked = unpack(&frame.payload).map_err(WireError::from)?;
+            &unpacked
+        }
+        _ => &frame.payload,
+    };
+    let (head, ranges, content) = Head::split(payload).map_err(WireError::from)?;
     match frame.kind {
-        Kind::Memory => {
+        Kind::Memory | Kind::PackedMemory => {
             for (range, pages) in with_pages(&ranges, content).map_err(WireError::from)? {
                 store.put(head.key, range.start, head.round, pages)?;
             }

@@ -13,6 +13,8 @@ pub mod converge;
 pub mod destination;
 pub mod files;
 pub mod memory;
+pub mod pace;
+pub mod packing;
 pub mod pages;
 pub mod source;
 pub mod wire;

@@ -6,9 +6,11 @@ use std::time::Instant;
 use godwit_memory::{
     Content, Key, PageRange, PageReader, PageSet, Piece, ReadError, Round, Target, TrackError, Tracker,
 };
+use godwit_model::migration::Compression;
 use thiserror::Error;
 use tokio::sync::mpsc;
 
+use crate::packing::{LinkMeter, Packer};
 use crate::pages::Head;
 use crate::wire::Kind;
 
@@ -23,6 +25,8 @@ pub enum MemoryError {
     Track(#[from] TrackError),
     #[error("memory could not be read")]
     Read(#[from] ReadError),
+    #[error("there is no room for compressing")]
+    Pack(#[source] std::io::Error),
 }
 
 /// A frame on its way to the wire.
@@ -43,21 +47,24 @@ pub struct RoundStats {
 /// The memory of a container's processes. Plain threads: every method blocks.
 pub struct Memory {
     tracker: Tracker,
+    packer: Packer,
     rounds: u16,
 }
 
 impl Memory {
-    pub fn new() -> Result<Self, MemoryError> {
-        Ok(Self { tracker: Tracker::new()?, rounds: 0 })
+    pub fn new(compression: Compression) -> Result<Self, MemoryError> {
+        let packer = Packer::new(compression).map_err(MemoryError::Pack)?;
+        Ok(Self { tracker: Tracker::new()?, packer, rounds: 0 })
     }
 
     /// Makes a round over `pids`: `told` hears which pages it is about before any is read, then everything goes to
-    /// `out`. Ends early without an error when nobody listens there any more.
+    /// `out`, compressed if `link` is slow. Ends early without an error when nobody listens there any more.
     pub fn round(
         &mut self,
         pids: &[i32],
         target: Target,
         out: &mpsc::Sender<Outgoing>,
+        link: &LinkMeter,
         told: impl FnOnce(&Arc<Round>),
     ) -> Result<RoundStats, MemoryError> {
         let begun = Instant::now();
@@ -74,7 +81,7 @@ impl Memory {
         let number = self.rounds;
         self.rounds = self.rounds.saturating_add(1);
         told(&round);
-        let mut frames = Frames { out, number, sent_bytes: 0 };
+        let mut frames = Frames { out, packer: &mut self.packer, link, number, sent_bytes: 0 };
         for inner_pid in &round.ended {
             frames.drop_key(Key::Process(*inner_pid));
         }
@@ -104,6 +111,8 @@ impl Memory {
 
 struct Frames<'a> {
     out: &'a mpsc::Sender<Outgoing>,
+    packer: &'a mut Packer,
+    link: &'a LinkMeter,
     number: u16,
     sent_bytes: u64,
 }
@@ -156,7 +165,8 @@ impl Frames<'_> {
                     }
                 }
                 self.sent_bytes += bytes;
-                if !self.send(Kind::Memory, payload) {
+                let (kind, payload) = self.packer.pack(payload, self.link);
+                if !self.send(kind, payload) {
                     return Ok(());
                 }
             }

@@ -4,6 +4,7 @@ mod dump;
 mod files;
 mod frozen;
 mod memory;
+mod slow;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests;
@@ -22,18 +23,21 @@ use tokio::net::UnixStream;
 use crate::converge::{Convergence, Decision, Measured};
 use crate::files::{ScanError, Scanner};
 use crate::memory::{Memory, MemoryError};
+use crate::packing::LinkMeter;
 use crate::wire::{
     Accept, Final, FrameReader, FrameWriter, Kind, MEMORY_VERSION, OLDEST_VERSION, Offer, Refuse, RoundEnd, VERSION,
     WireError,
 };
 use memory::{memory_in_rounds, without_rounds};
+use slow::Brake;
 
 /// Rounds of files while the container runs, at the most.
 pub const MAX_FILE_ROUNDS: u32 = 6;
 /// A round of files that sends less than this is the last before the freeze, in bytes.
 pub const SMALL_ROUND_BYTES: u64 = 8 << 20;
-/// What a move without anything left to send stands still for, in milliseconds (docs/migration-performance.md).
-const FIXED_MS: f64 = 100.0;
+/// What a move without anything left to send stands still for, in milliseconds, before any has been measured
+/// (docs/migration-performance.md).
+pub const FIXED_MS: f64 = 100.0;
 /// The other side answers the offer within this time, in milliseconds.
 const OFFER_TIMEOUT_MS: u64 = 10_000;
 /// Progress is told at most this often, in milliseconds.
@@ -97,6 +101,14 @@ pub trait Workload: Send {
     fn pids(&self) -> Result<Vec<i32>, PartError>;
     /// What was asked of this move.
     fn options(&self) -> MoveOptions;
+    /// For how long a move like this stands still when nothing is left to send, in milliseconds: measured, or
+    /// [`FIXED_MS`].
+    fn fixed_ms(&self) -> f64;
+    /// The processes get this share of the CPU time they used before, in percent, until [`Workload::full_speed`].
+    /// `false`: that cannot be.
+    fn slow_down(&mut self, percent: u32) -> Result<bool, PartError>;
+    /// Back to what they may use; called on success just before the freeze, and after any error.
+    fn full_speed(&mut self);
     /// Why what the processes write cannot be told by their page tables, if it cannot. Asked before the first round and
     /// again when they stand still.
     fn hidden_writes(&self) -> Option<String>;
@@ -141,6 +153,8 @@ where
         writer: FrameWriter::new(writer),
         scanners: workload.trees().into_iter().map(|(name, dir)| Scanner::new(name, dir)).collect(),
         memory: None,
+        link: Arc::default(),
+        brake: Brake::default(),
         memory_bytes: 0,
         progress: Progress::default(),
         told: Instant::now(),
@@ -155,10 +169,11 @@ where
         Err(why) => without_rounds(why, workload.options())?,
     }
     let carried = source.memory.is_some();
-    source.rounds(workload).await?;
-    let ready = workload.before_freeze(carried).await;
-    let detail =
-        ready.map_err(|source| SendError::Part { phase: Phase::Copy, doing: "getting ready to freeze", source })?;
+    source.writer.pace.set(workload.options().bandwidth);
+    let copied = source.copy(carried, workload).await;
+    workload.full_speed();
+    source.writer.pace.set(None);
+    let detail = copied?;
     match source.frozen_part(detail, workload).await {
         Ok(fin) => Ok(Sent { bytes: source.writer.sent_bytes, fin }),
         Err(error) => {
@@ -174,6 +189,8 @@ struct Source<R, W> {
     scanners: Vec<Scanner>,
     /// `None`: memory goes through CRIU.
     memory: Option<Memory>,
+    link: Arc<LinkMeter>,
+    brake: Brake,
     memory_bytes: u64,
     progress: Progress,
     told: Instant,
@@ -219,6 +236,20 @@ where
         }
     }
 
+    /// Everything that can be done while the container runs.
+    async fn copy<L: Workload>(&mut self, carried: bool, workload: &mut L) -> Result<serde_json::Value, SendError> {
+        let phase = Phase::Copy;
+        self.rounds(workload).await?;
+        let ready = workload.before_freeze(carried).await;
+        let detail = ready.map_err(|source| SendError::Part { phase, doing: "getting ready to freeze", source })?;
+        if carried {
+            // Getting ready took a while; what was written meanwhile need not be sent while everything stands still.
+            self.memory_round(phase, Target::Running, workload).await?;
+            self.writer.flush().await.map_err(wire(phase))?;
+        }
+        Ok(detail)
+    }
+
     /// Files and memory while the container runs, until what is left is small or does not get smaller.
     async fn rounds<L: Workload>(&mut self, workload: &mut L) -> Result<(), SendError> {
         let phase = Phase::Copy;
@@ -236,13 +267,13 @@ where
             }
             let mut decision = Decision::Freeze { expected_ms: 0.0 };
             if self.memory.is_some() {
-                let looked = Instant::now();
+                let (looked, held_back) = (Instant::now(), self.writer.pace.held_back);
                 let stats = self.memory_round(phase, Target::Running, workload).await?;
                 let measured = Measured {
                     dirty_bytes: stats.dirty_bytes,
                     sent_bytes: stats.sent_bytes,
                     since_last_s: last_look.replace(looked).map(|last| (looked - last).as_secs_f64()),
-                    sending_s: looked.elapsed().as_secs_f64(),
+                    sending_s: (looked.elapsed() - (self.writer.pace.held_back - held_back)).as_secs_f64(),
                     took_s: begun.elapsed().as_secs_f64(),
                 };
                 decision = convergence.after(measured);
@@ -254,11 +285,12 @@ where
                 Decision::Again => {}
                 Decision::Freeze { .. } if files_before.is_some() => {}
                 Decision::Freeze { expected_ms } => {
-                    allowed(expected_ms, workload.options())?;
+                    allowed(expected_ms, convergence.fixed_ms(workload.fixed_ms()), workload.options())?;
                     break;
                 }
+                Decision::Stuck { expected_ms } if self.brake.press(expected_ms, &mut convergence, workload)? => {}
                 Decision::Stuck { expected_ms } => {
-                    allowed(expected_ms, workload.options())?;
+                    allowed(expected_ms, convergence.fixed_ms(workload.fixed_ms()), workload.options())?;
                     tracing::info!(expected_ms, "more rounds would not make the pause shorter");
                     break;
                 }
@@ -278,9 +310,9 @@ where
     }
 }
 
-/// Whether the container may stand still for what is left, which takes `expected_ms`.
-fn allowed(expected_ms: f64, options: MoveOptions) -> Result<(), SendError> {
-    let expected_ms = expected_ms + FIXED_MS;
+/// Whether the container may stand still for what is left, which takes `expected_ms` and what any move takes.
+fn allowed(expected_ms: f64, fixed_ms: f64, options: MoveOptions) -> Result<(), SendError> {
+    let expected_ms = expected_ms + fixed_ms;
     match options.max_downtime_ms {
         Some(max_ms) if expected_ms > max_ms as f64 => {
             Err(SendError::TooLong { expected_ms: expected_ms.min(1e9) as u64, max_ms })

@@ -19,7 +19,7 @@
 //! failed move and the source runs on.
 //!
 //! Versions: the source offers a range, the destination takes the highest it knows; version N and N−1 are spoken.
-//! In version 1, and where the source's kernel cannot tell written pages, there are no `Memory` frames. Instead, after
+//! From version 3 on `PackedMemory` may take the place of `Memory`. In version 1, and where the source's kernel cannot tell written pages, there are no `Memory` frames. Instead, after
 //! `Frozen`, CRIU's page stream goes by as it comes: `Pages(bytes)` there, its few answers as `Pages(bytes)` back, and
 //! `PagesEnd`.
 
@@ -30,10 +30,14 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::pace::Pace;
+
 /// The version of this protocol.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 /// The first version that carries memory in rounds.
 pub const MEMORY_VERSION: u32 = 2;
+/// The first version in which memory may be compressed.
+pub const PACKED_VERSION: u32 = 3;
 /// The oldest version still spoken.
 pub const OLDEST_VERSION: u32 = 1;
 /// The largest payload of a frame, in bytes.
@@ -65,12 +69,15 @@ pub enum Kind {
     EmptyMemory = 14,
     /// Everything that was sent of a process or an object is void.
     DropMemory = 15,
+    /// A payload of [`Kind::Memory`], compressed, see [`crate::packing`].
+    PackedMemory = 16,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
         use Kind::*;
-        let copy = [Offer, Accept, Refuse, Entry, Data, Remove, RoundEnd, Memory, EmptyMemory, DropMemory];
+        let copy =
+            [Offer, Accept, Refuse, Entry, Data, Remove, RoundEnd, Memory, EmptyMemory, DropMemory, PackedMemory];
         let frozen = [Frozen, Pages, PagesEnd, Image, Final];
         copy.into_iter().chain(frozen).find(|k| *k as u8 == byte)
     }
@@ -96,6 +103,8 @@ pub enum WireError {
     Unexpected { got: Kind, wanted: &'static str },
     #[error(transparent)]
     Memory(#[from] crate::pages::DecodeError),
+    #[error(transparent)]
+    Packed(#[from] crate::packing::UnpackError),
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +161,9 @@ pub struct Final {
     /// Where the content of shared memory belongs. `None`: memory came in CRIU's images.
     #[serde(default)]
     pub shared: Option<Vec<SharedPlace>>,
+    /// See [`godwit_model::migration::Summary::slowed_to_percent`].
+    #[serde(default)]
+    pub slowed_to_percent: Option<u32>,
 }
 
 /// A process's mapping of a shared object; numbers as the source has them.
@@ -180,17 +192,20 @@ pub enum SharedKind {
 pub struct FrameWriter<W> {
     inner: W,
     pub sent_bytes: u64,
+    pub pace: Pace,
 }
 
 impl<W: AsyncWrite + Unpin> FrameWriter<W> {
     pub fn new(inner: W) -> Self {
-        Self { inner, sent_bytes: 0 }
+        Self { inner, sent_bytes: 0, pace: Pace::default() }
     }
 
+    /// Sends one frame, not before the pace allows it.
     pub async fn send(&mut self, kind: Kind, payload: &[u8]) -> Result<(), WireError> {
         if payload.len() > MAX_PAYLOAD_BYTES {
             return Err(WireError::TooLong { bytes: payload.len() });
         }
+        self.pace.keep(HEADER_BYTES + payload.len()).await;
         let mut header = [0u8; HEADER_BYTES];
         header[0] = kind as u8;
         header[4..8].copy_from_slice(&(payload.len() as u32).to_le_bytes());

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ContainerId, ContainerName, Generation, HostName, MoveId};
+use crate::units::BitRate;
 
 /// The phases of a move, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -115,6 +116,52 @@ pub struct MoveOptions {
     /// milliseconds.
     #[serde(default)]
     pub max_downtime_ms: Option<u64>,
+    /// The move is given up unless the container stands still for it by this time after the request, in milliseconds.
+    #[serde(default)]
+    pub deadline_ms: Option<u64>,
+    /// What is copied while the container runs is sent no faster than this, [`MIN_BANDWIDTH`] at least. What it stands
+    /// still for is not held back.
+    #[serde(default)]
+    pub bandwidth: Option<BitRate>,
+    #[serde(default)]
+    pub compression: Compression,
+    /// The container may not be slowed down so that it writes no faster than that can be sent.
+    #[serde(default)]
+    pub never_slow: bool,
+}
+
+/// The slowest copy: a piece of 1 MiB takes 8 s, and a destination gives up after a silence of 60 s.
+pub const MIN_BANDWIDTH: BitRate = BitRate(1_000_000);
+
+/// Whether memory is compressed on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Compression {
+    /// Where the link is slower than compressing, by measurement.
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+impl Compression {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Always => "always",
+            Self::Never => "never",
+        }
+    }
+}
+
+impl std::str::FromStr for Compression {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let all = [Self::Auto, Self::Always, Self::Never];
+        let found = all.into_iter().find(|choice| choice.as_str() == text);
+        found.ok_or_else(|| format!("{text:?} is none of auto, always, never"))
+    }
 }
 
 /// One move, as the store keeps it.
@@ -160,6 +207,10 @@ pub struct Summary {
     pub file_bytes: u64,
     pub rounds: u32,
     pub frames_parked: u64,
+    /// The least share of its usual CPU time that the container was given while it was copied, in percent; `None` where
+    /// it was not slowed down.
+    #[serde(default)]
+    pub slowed_to_percent: Option<u32>,
 }
 
 /// The named parts of the downtime, in order.

@@ -13,6 +13,8 @@ pub enum UnitError {
     NotBytes { text: String },
     #[error("{text:?} is not a number of CPUs; write for example 1, 0.5 or 2.25")]
     NotCpus { text: String },
+    #[error("{text:?} is not a rate; write a number and bit, kbit, mbit or gbit (per second), from 64kbit up: 500mbit")]
+    NotRate { text: String },
     #[error("{text:?} is too large")]
     TooLarge { text: String },
 }
@@ -98,6 +100,52 @@ impl FromStr for MilliCpu {
     }
 }
 
+/// The slowest rate that makes sense, in bits per second.
+const MIN_RATE_BITS: u64 = 64_000;
+
+/// A rate in bits per second.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BitRate(pub u64);
+
+impl BitRate {
+    pub fn bytes_per_second(self) -> f64 {
+        self.0 as f64 / 8.0
+    }
+}
+
+impl fmt::Display for BitRate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let units = [(1_000_000_000, "gbit"), (1_000_000, "mbit"), (1_000, "kbit")];
+        let (size, unit) = units.into_iter().find(|(size, _)| self.0.is_multiple_of(*size)).unwrap_or((1, "bit"));
+        f.pad(&format!("{}{unit}", self.0 / size))
+    }
+}
+
+impl FromStr for BitRate {
+    type Err = UnitError;
+
+    /// Reads `10gbit`, `2.5gbit`, `100mbit`, `64kbit` (powers of ten, as `tc` counts).
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let not = || UnitError::NotRate { text: text.to_owned() };
+        let lower = text.trim().to_ascii_lowercase();
+        let split = lower.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(lower.len());
+        let (number, unit) = lower.split_at(split);
+        let factor = match unit.trim() {
+            "bit" => 1.0,
+            "kbit" => 1e3,
+            "mbit" => 1e6,
+            "gbit" => 1e9,
+            _ => return Err(not()),
+        };
+        let bits = number.parse::<f64>().map_err(|_| not())? * factor;
+        if bits >= 1e15 {
+            return Err(UnitError::TooLarge { text: text.to_owned() });
+        }
+        if bits < MIN_RATE_BITS as f64 { Err(not()) } else { Ok(Self(bits as u64)) }
+    }
+}
+
 /// The unit in which resources are given and counted: 128 MiB of memory and 400 MHz of CPU each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
 #[serde(transparent)]
@@ -144,6 +192,17 @@ mod tests {
             assert!(bad.parse::<Bytes>().is_err(), "{bad}");
         }
         assert_eq!(Bytes(1_149_000_000).to_string(), "1.07 GiB");
+    }
+
+    #[test]
+    fn rates_parse_as_tc_writes_them() {
+        for (text, bits) in [("10gbit", 10_000_000_000), ("2.5gbit", 2_500_000_000), ("64Kbit", 64_000)] {
+            assert_eq!(text.parse::<BitRate>().unwrap().0, bits, "{text}");
+        }
+        for bad in ["", "gbit", "10", "1kbit", "-1gbit", "10 apples", "1000000gbit"] {
+            assert!(bad.parse::<BitRate>().is_err(), "{bad}");
+        }
+        assert_eq!(BitRate(2_500_000_000).to_string(), "2500mbit");
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use godwit_api::link::FromAgent;
 use godwit_api::tls;
@@ -12,7 +12,7 @@ use godwit_api::types::ErrorBody;
 use godwit_container::keeper::state::read_state;
 use godwit_container::{Cgroup, LaunchSpec};
 use godwit_memory::PageFilter;
-use godwit_migrate::source::{DumpMemory, PartError, Workload};
+use godwit_migrate::source::{DumpMemory, FIXED_MS, PartError, Workload};
 use godwit_migrate::{SendError, send};
 use godwit_model::container::{ContainerSpec, ContainerState};
 use godwit_model::migration::{MoveOptions, Phase, Progress};
@@ -34,6 +34,8 @@ use crate::task::{Closed, Live, Shared, volumes_dir};
 
 /// Connecting and handshake, in milliseconds.
 const CONNECT_TIMEOUT_MS: u64 = 5_000;
+/// No container is slowed down below this, in thousandths of a core.
+const LEAST_CPU_MILLIS: u64 = 10;
 /// A cancelled sender has let go of the container within this time, in milliseconds.
 const CANCEL_TIMEOUT_MS: u64 = 30_000;
 
@@ -45,6 +47,8 @@ pub struct Plan {
     pub address: SocketAddr,
     pub to_tunnel: Ipv4Addr,
     pub options: MoveOptions,
+    /// What moves like this stood still for besides sending, in milliseconds; `None`: none has been seen.
+    pub fixed_ms: Option<f64>,
     /// Revision of the store at which the move began.
     pub revision: u64,
 }
@@ -83,6 +87,9 @@ impl Outgoing {
             begun: None,
             unplugging: None,
             held: Arc::clone(&held),
+            begun_at: Instant::now(),
+            cpu_usec: live.cgroup.usage().map(|u| u.cpu_usec).unwrap_or_default(),
+            usual_cpu: None,
         };
         let worker = tokio::spawn(run(leaving, Arc::clone(&connection)));
         Self { id, worker: Some(worker), connection, _held: held }
@@ -213,9 +220,20 @@ struct Leaving {
     /// The container's port is being taken from the bridge.
     unplugging: Option<JoinHandle<Result<(), NetworkError>>>,
     held: Arc<std::sync::Mutex<Held>>,
+    begun_at: Instant,
+    /// Processor time used up to then, in microseconds.
+    cpu_usec: u64,
+    /// What it used before it was slowed down, in thousandths of a core.
+    usual_cpu: Option<u64>,
 }
 
 impl Leaving {
+    /// Processor time it has used since the move began, in thousandths of a core.
+    fn cpu_millis(&self) -> Result<u64, PartError> {
+        let used = self.cgroup.usage()?.cpu_usec.saturating_sub(self.cpu_usec);
+        Ok((used as f64 / self.begun_at.elapsed().as_secs_f64() / 1e3) as u64)
+    }
+
     /// Starts criu; where memory does not go through it, all that can be done before the freeze is.
     async fn begin_dump(
         &self,
@@ -258,6 +276,33 @@ impl Workload for Leaving {
 
     fn options(&self) -> MoveOptions {
         self.plan.options
+    }
+
+    fn fixed_ms(&self) -> f64 {
+        self.plan.fixed_ms.unwrap_or(FIXED_MS)
+    }
+
+    fn slow_down(&mut self, percent: u32) -> Result<bool, PartError> {
+        let usual = match self.usual_cpu {
+            Some(usual) => usual,
+            None => self.cpu_millis()?,
+        };
+        self.usual_cpu = Some(usual);
+        let millis = usual * u64::from(percent) / 100;
+        if millis < LEAST_CPU_MILLIS {
+            return Ok(false);
+        }
+        self.shared.brake.slow(&self.cgroup, millis)?;
+        tracing::info!(container = %self.spec.name, usual, millis, "slowed down for its move");
+        Ok(true)
+    }
+
+    fn full_speed(&mut self) {
+        if self.shared.brake.is_slowed()
+            && let Err(error) = self.shared.brake.release(&self.cgroup)
+        {
+            tracing::error!(container = %self.spec.name, error = ErrorBody::from_chain(&error).one_line(), "it is still slowed down");
+        }
     }
 
     fn hidden_writes(&self) -> Option<String> {

@@ -1,5 +1,6 @@
 //! One task per container: the only one that changes it. Everyone else queues a [`Command`].
 
+mod brake;
 mod gate;
 mod health;
 mod make;
@@ -20,7 +21,9 @@ use tokio::sync::{mpsc, oneshot};
 use crate::host::{Host, locked};
 use crate::keeper::Keeper;
 use crate::moves::outgoing::Plan;
+use crate::translate;
 
+pub use brake::Brake;
 pub use gate::{Closed, ExecGate};
 pub use make::{Live, attach_network, container_dir, ensure_image, mount_root, start_keeper, volumes_dir};
 pub use record::Record;
@@ -59,6 +62,7 @@ pub struct Shared {
     pub keeper: Mutex<Option<Keeper>>,
     pub dir: PathBuf,
     pub gate: ExecGate,
+    pub brake: Brake,
     /// See [`Record::since_revision`].
     since_revision: AtomicU64,
 }
@@ -164,6 +168,7 @@ fn register(
         keeper: Mutex::new(None),
         dir: container_dir(host, &spec.id),
         gate: ExecGate::default(),
+        brake: Brake::new(translate::limits(&spec.resources)),
         since_revision: AtomicU64::new(since_revision),
     });
     let handle = TaskHandle { name: spec.name.clone(), mailbox, shared: Arc::clone(&shared) };

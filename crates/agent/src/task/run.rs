@@ -105,6 +105,13 @@ impl Task {
         {
             tracing::info!(container = %self.record.spec.name, pid, "adopted");
             self.restart_at = None;
+            // An agent that slowed it down for a move may not have lived to end that.
+            if let Err(error) = self.shared.brake.release(&cgroup) {
+                tracing::error!(
+                    error = ErrorBody::from_chain(&error).one_line(),
+                    "its processor time was not given back"
+                );
+            }
             fill::follow(&self.host, &self.record.spec.name, dir, None, cgroup.clone());
             self.went_live(Live { keeper, events, cgroup, pid });
             locked(&self.shared.status).started_at_ms = state.started_unix_ms;
@@ -257,7 +264,8 @@ impl Task {
         self.record.generation = self.assignment.generation;
         if old.spec.resources != self.assignment.spec.resources
             && let Some(live) = &self.live
-            && let Err(error) = live.cgroup.set(&translate::limits(&self.assignment.spec.resources))
+            && let Err(error) =
+                self.shared.brake.assign(&live.cgroup, translate::limits(&self.assignment.spec.resources))
         {
             let text = ErrorBody::from_chain(&error).one_line();
             self.event(EventKind::ContainerFailed, format!("its new limits could not be set: {text}"));

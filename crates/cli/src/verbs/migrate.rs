@@ -8,7 +8,8 @@ use anyhow::Result;
 use clap::Args;
 use godwit_api::client::{Client, ClientError, Lines};
 use godwit_api::types::MigrateRequest;
-use godwit_model::migration::{CopyMode, Move, MoveOptions, Outcome};
+use godwit_model::migration::{Compression, CopyMode, Move, MoveOptions, Outcome};
+use godwit_model::units::BitRate;
 use godwit_model::{HostName, MoveId};
 use tokio::time::Instant;
 
@@ -16,8 +17,8 @@ use self::progress::Progress;
 use super::DONE;
 use super::moves::cost;
 use crate::failure::Failure;
-use crate::names;
 use crate::printer::Printer;
+use crate::{human, names};
 
 /// How long a controller may be away while a move is watched, in milliseconds. The move itself goes on or is taken
 /// back without anyone watching.
@@ -39,6 +40,19 @@ pub struct MigrateArgs {
     /// Give the move up if the container is expected to stand still for longer, in milliseconds
     #[arg(long, value_name = "MS")]
     max_downtime: Option<u64>,
+    /// Give the move up unless the container has come to stand still by then, for example 90s or 10m
+    #[arg(long, value_name = "TIME", value_parser = human::parse_duration)]
+    deadline: Option<Duration>,
+    /// Send no faster than this while the container runs, for example 500mbit
+    #[arg(long, value_name = "RATE")]
+    bandwidth: Option<BitRate>,
+    /// Compress memory on its way: where the link is slower than compressing (auto), always or never
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    compress: Compression,
+    /// Never slow the container down; by default one that writes faster than that can be sent gets less CPU time until
+    /// it moves
+    #[arg(long)]
+    never_slow: bool,
     /// Do not wait for the end; `godwit move show` tells how it goes on
     #[arg(short, long)]
     detach: bool,
@@ -46,7 +60,14 @@ pub struct MigrateArgs {
 
 pub async fn run(client: &Client, printer: &Printer, args: MigrateArgs) -> Result<u8> {
     let name = names::container(client, &args.container).await?;
-    let options = MoveOptions { mode: args.mode, max_downtime_ms: args.max_downtime };
+    let options = MoveOptions {
+        mode: args.mode,
+        max_downtime_ms: args.max_downtime,
+        deadline_ms: args.deadline.map(|d| d.as_millis() as u64),
+        bandwidth: args.bandwidth,
+        compression: args.compress,
+        never_slow: args.never_slow,
+    };
     let begun = client.migrate(&name, &MigrateRequest { to: args.to, options }).await?;
     if args.detach {
         printer.value(&begun, |m| m.id.to_string())?;

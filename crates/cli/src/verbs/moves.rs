@@ -117,6 +117,9 @@ fn cost_rows(summary: &Summary) -> Vec<(String, String)> {
     let (memory, files) = (Bytes(summary.memory_bytes), Bytes(summary.file_bytes));
     rows.push(("sent".to_owned(), format!("{} (memory {memory}, files {files})", Bytes(summary.bytes_sent))));
     rows.push(("rounds".to_owned(), summary.rounds.to_string()));
+    if let Some(percent) = summary.slowed_to_percent {
+        rows.push(("slowed down".to_owned(), format!("to {percent} % of its CPU time while it was copied")));
+    }
     rows.push(("frames parked".to_owned(), summary.frames_parked.to_string()));
     rows
 }

@@ -7,4 +7,5 @@ mod environments;
 mod faults;
 mod isolation;
 mod moves;
+mod sending;
 mod world;

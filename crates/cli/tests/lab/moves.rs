@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::world::World;
 
-const WORKLOAD: &str = r#"
+pub const WORKLOAD: &str = r#"
 name: t
 services:
   w:
@@ -19,7 +19,7 @@ volumes: {files: {}}
 "#;
 
 /// What the workload says of itself.
-fn status(world: &World) -> Value {
+pub fn status(world: &World) -> Value {
     let address = format!("{}:7000", world.host_address(1));
     let output = world.on_client(&[crate::world::GODWIT, "workload", "status", "--address", &address]);
     assert!(output.status.success(), "{}\n{}", crate::world::text(&output), world.logs());

@@ -58,6 +58,29 @@ pub enum CgroupError {
 
 type Result<T> = std::result::Result<T, CgroupError>;
 
+/// Scheduling period; a quota is a share of it.
+const CPU_PERIOD_USEC: u64 = 100_000;
+/// Scheduling period of a container that is slowed down on purpose.
+pub const SLOW_PERIOD_USEC: u64 = 5_000;
+/// The kernel refuses a smaller quota, and a longer period (CFS bandwidth control, kernel documentation).
+const MIN_QUOTA_USEC: u64 = 1_000;
+const MAX_PERIOD_USEC: u64 = 1_000_000;
+
+/// Processor time of all processes together in each period.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct CpuQuota {
+    quota_usec: u64,
+    period_usec: u64,
+}
+
+impl CpuQuota {
+    /// For this many thousandths of a core; the period grows where the quota would be too small.
+    fn of(millis: u64, period_usec: u64) -> Self {
+        let period_usec = period_usec.max(MIN_QUOTA_USEC * 1000 / millis.max(1)).min(MAX_PERIOD_USEC);
+        Self { quota_usec: (millis * period_usec / 1000).max(MIN_QUOTA_USEC), period_usec }
+    }
+}
+
 /// What a cgroup has used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
@@ -160,6 +183,24 @@ impl Cgroup {
         match self.version() {
             Version::V1 => v1::set(self, resources),
             Version::V2 => v2::set(self, resources),
+        }
+    }
+
+    /// Sets the limit of processor time alone, in thousandths of a core; `None` lifts it.
+    pub fn set_cpu(&self, millis: Option<u64>) -> Result<()> {
+        self.set_quota(millis.map(|millis| CpuQuota::of(millis, CPU_PERIOD_USEC)))
+    }
+
+    /// As [`Cgroup::set_cpu`], for a limit far below what is used: in short periods, so that who waits for a process
+    /// waits [`SLOW_PERIOD_USEC`] rather than a tenth of a second (longer only for less than a fifth of a core).
+    pub fn slow_cpu(&self, millis: u64) -> Result<()> {
+        self.set_quota(Some(CpuQuota::of(millis, SLOW_PERIOD_USEC)))
+    }
+
+    fn set_quota(&self, quota: Option<CpuQuota>) -> Result<()> {
+        match self.version() {
+            Version::V1 => v1::set_cpu(self, quota),
+            Version::V2 => v2::set_cpu(self, quota),
         }
     }
 

@@ -2,11 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Cgroup, CgroupError, FREEZE_TIMEOUT_MS, Result, Usage, pause, read, read_key, read_number, write};
+use super::{
+    CPU_PERIOD_USEC, Cgroup, CgroupError, CpuQuota, FREEZE_TIMEOUT_MS, Result, Usage, pause, read, read_key,
+    read_number, write,
+};
 use crate::spec::Resources;
 
-/// Scheduling period; the quota is a share of it.
-const CPU_PERIOD_USEC: u64 = 100_000;
 /// "No limit" of the memory and cpu controllers.
 const UNLIMITED: &str = "-1";
 /// Polls after which a freeze that hangs is thawed and tried again: a process that was being
@@ -45,16 +46,22 @@ pub fn allow_standard_devices(cgroup: &Cgroup) -> Result<()> {
 
 pub fn set(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
     set_memory(cgroup, resources.memory_bytes)?;
-    let cpu = cgroup.controller("cpu")?;
-    write(&cpu.join("cpu.cfs_period_us"), &CPU_PERIOD_USEC.to_string())?;
-    let quota = match resources.cpu_millis {
-        // The kernel refuses less than 1 ms.
-        Some(millis) => (millis * CPU_PERIOD_USEC / 1000).max(1_000).to_string(),
-        None => UNLIMITED.to_owned(),
-    };
-    write(&cpu.join("cpu.cfs_quota_us"), &quota)?;
+    set_cpu(cgroup, resources.cpu_millis.map(|millis| CpuQuota::of(millis, CPU_PERIOD_USEC)))?;
     let pids = resources.pids_max.map_or("max".to_owned(), |max| max.to_string());
     write(&cgroup.controller("pids")?.join("pids.max"), &pids)
+}
+
+pub fn set_cpu(cgroup: &Cgroup, limit: Option<CpuQuota>) -> Result<()> {
+    let cpu = cgroup.controller("cpu")?;
+    let quota = cpu.join("cpu.cfs_quota_us");
+    let period = limit.map_or(CPU_PERIOD_USEC, |l| l.period_usec);
+    // Between the two writes the quota must not look like more of the period than the parent has.
+    write(&quota, UNLIMITED)?;
+    write(&cpu.join("cpu.cfs_period_us"), &period.to_string())?;
+    match limit {
+        Some(limit) => write(&quota, &limit.quota_usec.to_string()),
+        None => Ok(()),
+    }
 }
 
 fn set_memory(cgroup: &Cgroup, limit_bytes: Option<u64>) -> Result<()> {

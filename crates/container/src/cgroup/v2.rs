@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::{
-    Cgroup, CgroupError, DELETE_TIMEOUT_MS, FREEZE_TIMEOUT_MS, Result, Usage, gone, read, read_key, read_number, write,
+    CPU_PERIOD_USEC, Cgroup, CgroupError, CpuQuota, DELETE_TIMEOUT_MS, FREEZE_TIMEOUT_MS, Result, Usage, gone, read,
+    read_key, read_number, write,
 };
 use crate::spec::Resources;
 
-const CPU_PERIOD_USEC: u64 = 100_000;
 /// Controllers switched on for the cgroups below each ancestor.
 const CONTROLLERS: [&str; 4] = ["memory", "cpu", "pids", "io"];
 
@@ -67,12 +67,13 @@ fn set_limit(cgroup: &Cgroup, controller: &'static str, file: &str, value: Optio
 
 pub fn set(cgroup: &Cgroup, resources: &Resources) -> Result<()> {
     set_memory(cgroup, resources.memory_bytes)?;
-    let quota = resources.cpu_millis.map(|millis| {
-        // The kernel refuses less than 1 ms.
-        format!("{} {CPU_PERIOD_USEC}", (millis * CPU_PERIOD_USEC / 1000).max(1_000))
-    });
-    set_limit(cgroup, "cpu", "cpu.max", quota)?;
+    set_cpu(cgroup, resources.cpu_millis.map(|millis| CpuQuota::of(millis, CPU_PERIOD_USEC)))?;
     set_limit(cgroup, "pids", "pids.max", resources.pids_max.map(|max| max.to_string()))
+}
+
+pub fn set_cpu(cgroup: &Cgroup, limit: Option<CpuQuota>) -> Result<()> {
+    let quota = limit.map(|l| format!("{} {}", l.quota_usec, l.period_usec));
+    set_limit(cgroup, "cpu", "cpu.max", quota)
 }
 
 /// A `memory.max` below use makes the kernel kill. `memory.high` makes it reclaim and slows down

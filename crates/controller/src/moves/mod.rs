@@ -4,6 +4,7 @@
 //! by the next message of an agent.
 
 mod check;
+mod estimate;
 mod request;
 mod saga;
 

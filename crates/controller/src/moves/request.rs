@@ -5,7 +5,7 @@ use std::sync::Arc;
 use godwit_api::link::{Reply, Request};
 use godwit_model::container::Movable;
 use godwit_model::event::EventKind;
-use godwit_model::migration::{Move, MoveOptions, Outcome, Phase, Progress};
+use godwit_model::migration::{MIN_BANDWIDTH, Move, MoveOptions, Outcome, Phase, Progress};
 use godwit_model::{ContainerId, ContainerName, HostName, MoveId};
 use thiserror::Error;
 
@@ -43,6 +43,10 @@ pub async fn request(
     to: Option<HostName>,
     options: MoveOptions,
 ) -> Result<Move, MoveError> {
+    if let Some(rate) = options.bandwidth.filter(|rate| *rate < MIN_BANDWIDTH) {
+        let because = vec![format!("a bandwidth of {rate} is less than {MIN_BANDWIDTH}")];
+        return Err(MoveError::Refused { name: name.clone(), because });
+    }
     let id = MoveId::random();
     let seen = examine(core, name).await;
     core.moves.begin(&id);

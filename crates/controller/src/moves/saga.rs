@@ -19,7 +19,7 @@ use godwit_model::migration::{DowntimePart, Move, Outcome, Phase, Summary};
 use godwit_model::{HostName, MoveId};
 use tokio::sync::mpsc;
 
-use super::Heard;
+use super::{Heard, estimate};
 use crate::core::Core;
 use crate::desired::members;
 use crate::links::AskError;
@@ -33,6 +33,9 @@ const AWAY_MS: u64 = 3_000;
 const PREPARE_TIMEOUT_MS: u64 = 600_000;
 /// Pause before a host that owns the container is asked again to let it run, in milliseconds.
 const AGAIN_MS: u64 = 500;
+
+/// A move without a deadline of its own is given up after this time, in milliseconds: a week.
+const NO_DEADLINE_MS: u64 = 7 * 24 * 3_600_000;
 
 /// Everything has arrived.
 struct Ready {
@@ -121,6 +124,7 @@ async fn send(core: &Arc<Core>, open: &Move, heard: &mut mpsc::Receiver<Heard>) 
         address,
         to_tunnel,
         options: open.options,
+        fixed_ms: estimate::fixed_ms(&world, open),
         revision,
     };
     core.links.ask(&open.from, start).await.map_err(failed)?;
@@ -131,7 +135,14 @@ async fn send(core: &Arc<Core>, open: &Move, heard: &mut mpsc::Receiver<Heard>) 
                 redirect(core, open, vni_mac, to_tunnel);
             }
             FromAgent::MoveReady {
-                parts, since_freeze_ms, bytes_received, memory_bytes, file_bytes, rounds, ..
+                parts,
+                since_freeze_ms,
+                bytes_received,
+                memory_bytes,
+                file_bytes,
+                rounds,
+                slowed_to_percent,
+                ..
             } if from == open.to => {
                 let summary = Summary {
                     downtime_ms: since_freeze_ms,
@@ -140,6 +151,7 @@ async fn send(core: &Arc<Core>, open: &Move, heard: &mut mpsc::Receiver<Heard>) 
                     memory_bytes,
                     file_bytes,
                     rounds,
+                    slowed_to_percent,
                     ..Summary::default()
                 };
                 return Ok(Ready { at: Instant::now(), summary });
@@ -160,6 +172,7 @@ async fn obstacle(core: &Arc<Core>, open: &Move) -> Stopped {
     let first_link = |host: &HostName| core.links.report(host).map(|r| r.link);
     let to_link = first_link(&open.to);
     let mut away: Option<(HostName, Instant)> = None;
+    let deadline = Instant::now() + Duration::from_millis(open.options.deadline_ms.unwrap_or(NO_DEADLINE_MS));
     loop {
         let moving = worlds.borrow_and_update().moves.get(&open.id).is_some_and(|m| m.outcome == Outcome::Moving);
         if !moving {
@@ -177,6 +190,12 @@ async fn obstacle(core: &Arc<Core>, open: &Move) -> Stopped {
             (Some(host), _) => Some((host.clone(), Instant::now())),
             (None, _) => None,
         };
+        let late = deadline.saturating_duration_since(Instant::now());
+        if late.is_zero() && phase < Phase::Freeze {
+            let ms = open.options.deadline_ms.unwrap_or_default();
+            let seconds = ms as f64 / 1e3;
+            return Stopped::Failed(phase, format!("it did not stand still within its deadline of {seconds} s"));
+        }
         let limit = Duration::from_millis(AWAY_MS);
         let left = away.as_ref().map(|(_, since)| limit.saturating_sub(since.elapsed()));
         if let (Some((host, _)), Some(Duration::ZERO)) = (&away, left) {
@@ -186,6 +205,7 @@ async fn obstacle(core: &Arc<Core>, open: &Move) -> Stopped {
             changed = worlds.changed() => if changed.is_err() { return Stopped::Ended },
             _ = reports.changed() => {}
             () = tokio::time::sleep(left.unwrap_or(Duration::MAX / 4)), if left.is_some() => {}
+            () = tokio::time::sleep(late), if !late.is_zero() => {}
         }
     }
 }

@@ -66,6 +66,7 @@ where
             rounds: self.progress.rounds,
             detail,
             shared: last.shared,
+            slowed_to_percent: self.brake.to_percent,
         };
         self.writer.send_json(Kind::Final, &fin).await.map_err(wire(phase))?;
         self.writer.flush().await.map_err(wire(phase))?;

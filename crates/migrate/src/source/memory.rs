@@ -1,17 +1,20 @@
 //! Rounds of memory: read by a thread, sent as it comes.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use godwit_memory::{ObjectKind, Round, SharedMapping, Target};
-use godwit_model::migration::{CopyMode, MoveOptions, Phase};
+use godwit_model::migration::{Compression, CopyMode, MoveOptions, Phase};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::{SendError, Source, Workload, wire};
 use crate::memory::{Memory, MemoryError, Outgoing, RoundStats};
-use crate::wire::{MEMORY_VERSION, SharedKind, SharedPlace};
+use crate::wire::{MEMORY_VERSION, PACKED_VERSION, SharedKind, SharedPlace};
 
+/// Frames from this size on tell how fast the link is, in bytes.
+const METERED_BYTES: usize = 64 << 10;
 /// Frames of memory that may wait between reading and sending; one is 1 MiB at most.
 const QUEUE_FRAMES: usize = 16;
 
@@ -45,8 +48,9 @@ where
         let pids = workload.pids().map_err(part)?;
         let (out, frames) = mpsc::channel(QUEUE_FRAMES);
         let (told, last) = oneshot::channel();
+        let link = Arc::clone(&self.link);
         let work = tokio::task::spawn_blocking(move || {
-            let result = memory.round(&pids, target, &out, |round| {
+            let result = memory.round(&pids, target, &out, &link, |round| {
                 // Nobody waits for it while the processes run.
                 let _ = told.send(Arc::clone(round));
             });
@@ -62,7 +66,13 @@ where
         mut workload: Option<&mut L>,
     ) -> Result<(), SendError> {
         while let Some(Outgoing { kind, payload }) = frames.recv().await {
+            let (begun, held_back) = (Instant::now(), self.writer.pace.held_back);
             self.writer.send(kind, &payload).await.map_err(wire(phase))?;
+            if payload.len() >= METERED_BYTES {
+                let took = begun.elapsed();
+                // A limit asked for counts as the link's.
+                self.link.sent(payload.len(), took.max(self.writer.pace.held_back - held_back));
+            }
             self.tell(phase, workload.as_deref_mut());
         }
         Ok(())
@@ -93,7 +103,11 @@ pub(super) fn memory_in_rounds<L: Workload>(version: u32, workload: &L) -> Resul
     }
     match workload.hidden_writes() {
         Some(why) => Err(why),
-        None => Memory::new().map_err(|error| error.to_string()),
+        None => {
+            let compression =
+                if version >= PACKED_VERSION { workload.options().compression } else { Compression::Never };
+            Memory::new(compression).map_err(|error| error.to_string())
+        }
     }
 }
 

@@ -28,6 +28,13 @@ impl Workload for Slow {
     fn options(&self) -> MoveOptions {
         MoveOptions::default()
     }
+    fn fixed_ms(&self) -> f64 {
+        FIXED_MS
+    }
+    fn slow_down(&mut self, _: u32) -> Result<bool, PartError> {
+        Ok(false)
+    }
+    fn full_speed(&mut self) {}
     fn hidden_writes(&self) -> Option<String> {
         None
     }

@@ -118,6 +118,7 @@ fn report(id: &MoveId, received: &Received) -> FromAgent {
         memory_bytes: fin.memory_bytes,
         file_bytes: fin.file_bytes,
         rounds: fin.rounds,
+        slowed_to_percent: fin.slowed_to_percent,
     }
 }
 

@@ -1,0 +1,99 @@
+//! How a move sends: slowing down, rate, deadline and compression, with real containers on real links.
+
+use std::time::Duration;
+
+use crate::moves::{WORKLOAD, status, wait_listening};
+use crate::world::World;
+
+const WRITER: &str = r#"
+name: t
+services:
+  w:
+    image: oci:${WORKLOAD}:workload
+    command: [memory-files-streams, --port, "7000", --dir, /data, --memory-mib, "64", --dirty-pages-per-second, "20000"]
+    volumes: ["files:/data"]
+    ports: ["7000:7000"]
+volumes: {files: {}}
+"#;
+
+/// Processor time of a container on its host: the quota in microseconds, `None` without a limit.
+fn cpu_quota(world: &World, name: &str) -> Option<u64> {
+    let container = world.container(name).unwrap();
+    let host: u32 = container["host"].as_str().unwrap()[1..].parse().unwrap();
+    let path = format!(
+        "{}/{}",
+        &world.lab.paths().containers_cgroup(godwit_lab::Node::Host(host))[1..],
+        container["id"].as_str().unwrap()
+    );
+    let v1 = std::path::Path::new("/sys/fs/cgroup/cpu").join(&path).join("cpu.cfs_quota_us");
+    let v2 = std::path::Path::new("/sys/fs/cgroup").join(&path).join("cpu.max");
+    let text = std::fs::read_to_string(&v1).or_else(|_| std::fs::read_to_string(&v2)).unwrap();
+    text.split_ascii_whitespace().next().unwrap().parse().ok()
+}
+
+/// 80 MB/s of written pages on a link of 25 MB/s: it moves because it is slowed down for a while, or not at all.
+#[test]
+fn what_writes_faster_than_the_link_is_slowed_down_and_given_its_time_back() {
+    let Some(world) = World::up("slowed", 2, &["--link", "200mbit"]) else { return };
+    world.apply(WRITER);
+    world.wait_running("t/w-1");
+    let address = format!("{}:7000", world.host_address(1));
+    wait_listening(&world, &address);
+    let client = world.client(&["client", "--address", &address, "--connections", "4", "--until-stdin-closes"]);
+    let to = if world.host_of("t/w-1") == "h1" { "h2" } else { "h1" };
+    let never = ["migrate", "t/w-1", "--to", to, "--max-downtime", "400", "--never-slow", "--compress", "never"];
+    let said = world.refused(1, &never);
+    assert!(said.contains("it writes faster than that can be sent"), "{said}");
+    let begun = world.ok(&["migrate", "t/w-1", "--to", to, "--max-downtime", "400", "--compress", "never", "--detach"]);
+    let slowed = world.until(Duration::from_secs(30), || cpu_quota(&world, "t/w-1"));
+    assert!(slowed.is_some(), "it was never slowed down\n{}", world.logs());
+    world.ok(&["move", "cancel", begun.trim()]);
+    let back = world.until(Duration::from_secs(5), || cpu_quota(&world, "t/w-1").is_none().then_some(()));
+    assert!(back.is_some(), "its time is given back after a move that was cancelled");
+    let over = || world.container("t/w-1").unwrap()["moving"].is_null().then_some(());
+    assert!(world.until(Duration::from_secs(10), over).is_some());
+    let done = world.json(&["migrate", "t/w-1", "--to", to, "--max-downtime", "400", "--compress", "never"]);
+    assert_eq!(done["outcome"]["state"], "done", "{done:#}");
+    let percent = done["summary"]["slowed_to_percent"].as_u64();
+    assert!(percent.is_some_and(|p| (6..=50).contains(&p)), "{done:#}");
+    assert_eq!(cpu_quota(&world, "t/w-1"), None, "and at the destination it has all of it");
+    println!("slowed to {percent:?} %, downtime {} ms", done["summary"]["downtime_ms"]);
+    let after = status(&world);
+    assert_eq!((&after["ok"], &after["streams_broken"]), (&true.into(), &0.into()), "{after:#}");
+    client.finish();
+    world.down();
+}
+
+/// A rate, a deadline and compression are kept, and what arrives is right.
+#[test]
+fn how_a_move_sends_can_be_chosen() {
+    let Some(world) = World::up("chosen", 2, &["--link", "10gbit"]) else { return };
+    world.apply(&WORKLOAD.replace("\"32\"", "\"64\""));
+    world.wait_running("t/w-1");
+    wait_listening(&world, &format!("{}:7000", world.host_address(1)));
+    let mut from = world.host_of("t/w-1");
+    let other = |host: &str| if host == "h1" { "h2" } else { "h1" };
+    let late = ["migrate", "t/w-1", "--to", other(&from), "--bandwidth", "40mbit", "--deadline", "1s"];
+    let said = world.refused(1, &late);
+    assert!(said.contains("it did not stand still within its deadline of 1 s"), "{said}");
+    let said = world.refused(1, &["migrate", "t/w-1", "--to", other(&from), "--bandwidth", "100kbit"]);
+    assert!(said.contains("less than 1mbit"), "{said}");
+    let mut sent = Vec::new();
+    for choice in [["--compress", "always"], ["--compress", "never"], ["--bandwidth", "250mbit"]] {
+        let to = other(&from);
+        let done = world.json(&["migrate", "t/w-1", "--to", to, choice[0], choice[1]]);
+        assert_eq!(done["outcome"]["state"], "done", "{done:#}");
+        let summary = &done["summary"];
+        println!("{choice:?}: {} bytes in {} ms", summary["bytes_sent"], summary["total_ms"]);
+        sent.push((summary["bytes_sent"].as_u64().unwrap(), summary["total_ms"].as_f64().unwrap()));
+        from = to.to_owned();
+        let after = status(&world);
+        assert_eq!((&after["ok"], &after["streams_broken"]), (&true.into(), &0.into()), "{after:#}");
+    }
+    let [packed, plain, slow] = sent[..] else { unreachable!() };
+    assert!(packed.0 < plain.0, "compressed {} bytes, plain {}", packed.0, plain.0);
+    // At 31 MB/s; the last pages, which are not held back, are a small part.
+    let least_ms = slow.0 as f64 / 31.25e6 * 1e3 * 0.7;
+    assert!(slow.1 > least_ms && slow.1 > plain.1, "{} bytes took {} ms, {least_ms} at least", slow.0, slow.1);
+    world.down();
+}
