@@ -78,8 +78,44 @@ impl Scanner {
         flags: u64,
         found: &mut PageSet,
     ) -> io::Result<()> {
+        for region in self.regions(pagemap, range, wanted, flags, PRESENT | SWAPPED)? {
+            found.push(PageRange { start: region.start, end: region.end });
+        }
+        Ok(())
+    }
+
+    /// Adds the pages of `range` that are wanted to `found`, and those of them that were written to `written`: one walk
+    /// through the page tables for both. As [`Scanner::scan`], without protecting anything.
+    pub(crate) fn scan_written(
+        &mut self,
+        pagemap: &impl AsFd,
+        range: PageRange,
+        wanted: Wanted,
+        flags: u64,
+        found: &mut PageSet,
+        written: &mut PageSet,
+    ) -> io::Result<()> {
+        for region in self.regions(pagemap, range, wanted, flags & !WP_MATCHING, PRESENT | SWAPPED | WRITTEN)? {
+            let range = PageRange { start: region.start, end: region.end };
+            found.push(range);
+            if region.categories & WRITTEN != 0 {
+                written.push(range);
+            }
+        }
+        Ok(())
+    }
+
+    /// What the kernel tells, in order; a part of it twice.
+    fn regions(
+        &mut self,
+        pagemap: &impl AsFd,
+        range: PageRange,
+        wanted: Wanted,
+        flags: u64,
+        told_of: u64,
+    ) -> io::Result<Vec<Region>> {
         let mut start = range.start;
-        let mut told = Vec::new();
+        let mut told: Vec<Region> = Vec::new();
         // Each turn advances by at least one page, or ends.
         while start < range.end {
             let mut argument = ScanArgument {
@@ -94,13 +130,13 @@ impl Scanner {
                 category_inverted: wanted.without,
                 category_mask: wanted.with | wanted.without,
                 category_anyof_mask: wanted.any,
-                return_mask: PRESENT | SWAPPED,
+                return_mask: told_of,
             };
             // SAFETY: the kernel reads and writes one `pm_scan_arg` and writes at most `vec_len` regions to `vec`;
             // both outlive the call.
             let count = unsafe { libc::ioctl(pagemap.as_fd().as_raw_fd(), PAGEMAP_SCAN, &raw mut argument) };
             let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
-            told.extend(self.regions[..count].iter().map(|r| PageRange { start: r.start, end: r.end }));
+            told.extend(&self.regions[..count]);
             if argument.walk_end <= start {
                 break;
             }
@@ -109,8 +145,7 @@ impl Scanner {
         // The kernel's own buffer has 512 regions, and `walk_end` stays where that was full for the first time, although
         // the walk went on (do_pagemap_scan in fs/proc/task_mmu.c, 6.18). So the next call goes over a part again, and
         // tells and protects what has been written there meanwhile: out of order, and not to be lost.
-        told.sort_unstable();
-        told.into_iter().for_each(|range| found.push(range));
-        Ok(())
+        told.sort_unstable_by_key(|r| (r.start, r.end));
+        Ok(told)
     }
 }

@@ -148,6 +148,12 @@ impl Process {
     ) -> Result<Changes, TrackError> {
         let (mut dirty, mut there) = (PageSet::default(), PageSet::default());
         for range in private {
+            if target == Target::Frozen
+                && self.watched.is_some()
+                && self.frozen(*range, scanner, present, &mut there, &mut dirty).is_ok()
+            {
+                continue;
+            }
             self.written(*range, scanner, present, target)?.ranges().iter().for_each(|r| dirty.push(*r));
             self.scan(*range, scanner, present.wanted, 0, &mut there)
                 .map_err(|source| TrackError::Process { pid: self.pid, source })?;
@@ -156,6 +162,24 @@ impl Process {
         let gone = self.sent.difference(&there);
         self.sent = self.sent.intersection(&there).union(&pages);
         Ok(Changes { pages, gone })
+    }
+
+    /// The look at a private mapping of a process that stands still, in one walk; an error where it is not tracked, with
+    /// nothing told.
+    fn frozen(
+        &self,
+        range: PageRange,
+        scanner: &mut Scanner,
+        present: &Present,
+        there: &mut PageSet,
+        dirty: &mut PageSet,
+    ) -> io::Result<()> {
+        let (mut found, mut written) = (PageSet::default(), PageSet::default());
+        let flags = pagemap::CHECK_WPASYNC;
+        scanner.scan_written(&self.pagemap, range, present.wanted, flags, &mut found, &mut written)?;
+        found.ranges().iter().for_each(|r| there.push(*r));
+        written.ranges().iter().for_each(|r| dirty.push(*r));
+        Ok(())
     }
 
     /// The pages of a mapping of shared memory that were written through it since the last look. Write-protects them
