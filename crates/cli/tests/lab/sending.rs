@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
+
 use crate::moves::{WORKLOAD, status, wait_listening};
 use crate::world::World;
 
@@ -95,5 +97,60 @@ fn how_a_move_sends_can_be_chosen() {
     // At 31 MB/s; the last pages, which are not held back, are a small part.
     let least_ms = slow.0 as f64 / 31.25e6 * 1e3 * 0.7;
     assert!(slow.1 > least_ms && slow.1 > plain.1, "{} bytes took {} ms, {least_ms} at least", slow.0, slow.1);
+    world.down();
+}
+
+const THREE: &str = r#"
+name: t
+services:
+  w:
+    image: oci:${WORKLOAD}:workload
+    command: [memory-files-streams, --port, "7000", --dir, /data, --memory-mib, "32"]
+    volumes: ["files:/data"]
+    deploy: {replicas: 3, resources: {limits: {cpus: "CPUS", memory: MEMORY}}}
+volumes: {files: {}}
+"#;
+
+/// Three moves between two hosts share the link, and what is asked of the containers meanwhile holds on the other side.
+#[test]
+fn several_move_at_once_and_are_resized_meanwhile() {
+    let Some(world) = World::up("at-once", 2, &["--link", "10gbit"]) else { return };
+    let manifest = |cpus: &str, memory: &str| THREE.replace("CPUS", cpus).replace("MEMORY", memory);
+    world.apply(&manifest("1.5", "512m"));
+    let names = ["t/w-1", "t/w-2", "t/w-3"];
+    let started = |name: &str| world.container(name).unwrap()["status"]["started_at_ms"].clone();
+    let before: Vec<(String, Value)> = names
+        .iter()
+        .map(|name| {
+            world.wait_running(name);
+            (world.host_of(name), started(name))
+        })
+        .collect();
+    let moves: Vec<String> = names
+        .iter()
+        .zip(&before)
+        .map(|(name, (host, _))| {
+            let to = if host == "h1" { "h2" } else { "h1" };
+            world.ok(&["migrate", name, "--to", to, "--bandwidth", "80mbit", "--detach"]).trim().to_owned()
+        })
+        .collect();
+    let shown = |id: &String| world.json(&["move", "show", id]);
+    let copying = || moves.iter().all(|id| shown(id)["phase"] == "copy").then_some(());
+    assert!(world.until(Duration::from_secs(20), copying).is_some(), "they never copied at the same time");
+    world.apply(&manifest("0.5", "384m"));
+    let over = || {
+        let all: Vec<Value> = moves.iter().map(shown).collect();
+        all.iter().all(|m| m["outcome"]["state"] == "done" || m["outcome"]["state"] == "failed").then_some(all)
+    };
+    for one in world.until(Duration::from_secs(60), over).expect("the moves end") {
+        assert_eq!(one["outcome"]["state"], "done", "{one:#}\n{}", world.logs());
+    }
+    for (name, (from, started_at)) in names.iter().zip(&before) {
+        assert_ne!(world.host_of(name), *from);
+        assert!(started_at.is_u64(), "{started_at}");
+        let resized = || (cpu_quota(&world, name) == Some(50_000)).then_some(());
+        assert!(world.until(Duration::from_secs(10), resized).is_some(), "{name}: {:?}", cpu_quota(&world, name));
+        assert_eq!(started(name), *started_at, "{name} is the same process");
+    }
     world.down();
 }
