@@ -15,7 +15,7 @@ use godwit_criu::Criu;
 use godwit_image::ImageStore;
 use godwit_model::container::ContainerStatus;
 use godwit_model::event::EventKind;
-use godwit_model::{Bytes, ContainerId, ContainerName, MoveId};
+use godwit_model::{ContainerId, ContainerName, MoveId};
 use godwit_network::{EnvironmentNetwork, HostNetwork, Mac};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::sync::{Notify, watch};
@@ -25,6 +25,7 @@ use crate::config::AgentConfig;
 use crate::ledger::Ledger;
 use crate::link::Voice;
 use crate::moves::incoming::Incoming;
+use crate::moves::room;
 use crate::task::{Command, TaskHandle, Verdict};
 use crate::{facts, sessions, task, translate};
 
@@ -106,8 +107,8 @@ impl Host {
         match body {
             Request::PrepareMove { id, spec, generation, from, memory, revision } => {
                 host.heard_of(revision).await?;
-                enough_memory(host, memory)?;
-                Incoming::prepare(host, id, *spec, generation, from, revision).await?;
+                room::enough(host, memory, room::Way::InRounds)?;
+                Incoming::prepare(host, id, *spec, generation, from, memory, revision).await?;
                 Ok(Reply::Prepared { address: host.config.migration_address() })
             }
             Request::StartMove { id, container, to, address, to_tunnel, options, fixed_ms, revision } => {
@@ -189,18 +190,6 @@ impl Host {
         let lines: Vec<String> = errors.iter().map(|e| ErrorBody::from_chain(e).one_line()).collect();
         Err(lines.join("; "))
     }
-}
-
-/// What arrives is held twice until it runs: as it was sent, and as it is restored.
-fn enough_memory(host: &Host, memory: Bytes) -> Result<(), ErrorBody> {
-    let free = facts::free_memory(&host.config.cgroup_parent);
-    let needed = Bytes(memory.0.saturating_mul(2));
-    if needed <= free {
-        return Ok(());
-    }
-    Err(ErrorBody::new(format!(
-        "{free} of memory is free, and a container that uses {memory} needs {needed} to arrive"
-    )))
 }
 
 /// Carries out every `Desired`, newest only, until the agent ends.

@@ -19,6 +19,7 @@ use godwit_image::Image;
 use godwit_memory::FillerProcess;
 use godwit_model::container::{ContainerSpec, Health};
 use godwit_model::event::EventKind;
+use godwit_model::units::Bytes;
 use godwit_model::{Generation, HostName, MoveId};
 use godwit_network::Parking;
 use tokio::net::TcpStream;
@@ -44,6 +45,8 @@ pub struct Incoming {
     pub spec: ContainerSpec,
     pub generation: Generation,
     pub from: HostName,
+    /// What the container used when the move was asked for.
+    memory: Bytes,
     /// Revision of the store at which the move began: an older `Desired` says nothing of it.
     pub since_revision: u64,
     stage: tokio::sync::Mutex<Stage>,
@@ -254,6 +257,7 @@ pub async fn adopt(host: &Arc<Host>, record: Record) {
         spec: spec.clone(),
         generation: record.generation,
         from: host.config.name.clone(),
+        memory: Bytes::default(),
         since_revision: record.since_revision,
         stage: tokio::sync::Mutex::new(stage),
         site: tokio::sync::Mutex::default(),

@@ -4,6 +4,7 @@ pub mod dump;
 pub mod fill;
 pub mod incoming;
 pub mod outgoing;
+pub mod room;
 
 use std::sync::Arc;
 use std::time::Duration;

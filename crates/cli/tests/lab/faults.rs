@@ -285,13 +285,34 @@ fn the_link_is_cut_while_copying() {
 fn a_destination_with_too_little_memory_is_refused() {
     let Some(fault) = Fault::begin("f-memory", 400, &["--link", "10gbit", "--memory", "1536MiB"]) else { return };
     fault.world.wait("f/w-1", "measured", |c| c["status"]["memory"].as_u64() > Some(350 << 20));
-    ballast(&fault, 1000);
+    ballast(&fault, 1200);
     let migrate = fault.start_move();
     let output = migrate.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.code() == Some(1) && said.contains("of memory is free"), "{said}");
     let again = fault.start_move();
     fault.survived(Instant::now(), again);
+}
+
+/// Its memory is there once, not twice: pages that have come are given back while they are put to their places. Where it
+/// has to go through CRIU it is there twice, which is told before anything of it has come.
+#[test]
+fn a_destination_needs_little_more_than_the_container() {
+    let Some(fault) = Fault::begin("f-room", 400, &["--link", "10gbit", "--memory", "1536MiB"]) else { return };
+    fault.world.wait("f/w-1", "measured", |c| c["status"]["memory"].as_u64() > Some(350 << 20));
+    ballast(&fault, 800);
+    let mut migrate = fault.start_move_by("stop-and-copy");
+    let ended = fault.world.until(Duration::from_secs(60), || migrate.try_wait().unwrap());
+    let said = String::from_utf8_lossy(&migrate.wait_with_output().unwrap().stderr).into_owned();
+    let told = said.contains("of memory is free") && said.contains("because it is copied while it stands still");
+    assert!(ended.is_some_and(|s| s.code() == Some(1)) && told, "{said}");
+    fault.check(&fault.world.until(Duration::from_secs(10), || fault.status()).expect("it answers"));
+    let output = fault.start_move().wait_with_output().unwrap();
+    assert!(output.status.success(), "{}\n{}", crate::world::text(&output), fault.world.logs());
+    let to = format!("h{}", fault.to);
+    fault.world.wait_running("f/w-1");
+    fault.check(&fault.world.until(Duration::from_secs(10), || fault.status()).expect("it answers"));
+    fault.finish(&to);
 }
 
 /// It runs out in the middle, and the kernel ends whom it likes, the agent too: an init system starts that again.

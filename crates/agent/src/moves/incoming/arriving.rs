@@ -29,7 +29,7 @@ use crate::host::Host;
 use crate::keeper::Keeper;
 use crate::laps::Laps;
 use crate::moves::dump::WorkDirs;
-use crate::moves::{Detail, ROOT_TREE, fill, volume_tree};
+use crate::moves::{Detail, ROOT_TREE, fill, room, volume_tree};
 use crate::task::{self, Live, Record, container_dir, volumes_dir};
 use crate::translate;
 
@@ -181,6 +181,7 @@ impl Landing for Arriving {
     }
 
     async fn page_sink(&mut self) -> Result<UnixStream, PartError> {
+        room::enough(&self.host, self.incoming.memory, room::Way::Streamed).map_err(|e| e.one_line())?;
         let criu = self.host.criu.clone().ok_or("this host has no usable CRIU")?;
         let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
         let passed = vec![PassedFd { number: PAGES_FD, fd: theirs.into() }];

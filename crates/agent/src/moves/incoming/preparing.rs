@@ -8,6 +8,7 @@ use std::time::Duration;
 use godwit_api::types::ErrorBody;
 use godwit_image::Image;
 use godwit_model::container::ContainerSpec;
+use godwit_model::units::Bytes;
 use godwit_model::{Generation, HostName, MoveId};
 use tokio::time::timeout;
 
@@ -28,6 +29,7 @@ impl Incoming {
         spec: ContainerSpec,
         generation: Generation,
         from: HostName,
+        memory: Bytes,
         since_revision: u64,
     ) -> Result<(), ErrorBody> {
         if locked(&host.incoming).contains_key(&id) {
@@ -67,6 +69,7 @@ impl Incoming {
                     spec,
                     generation,
                     from,
+                    memory,
                     since_revision,
                     stage: tokio::sync::Mutex::new(Stage::Ready(Box::new(ready))),
                     site: tokio::sync::Mutex::default(),
