@@ -130,7 +130,7 @@ fn try_system_calls() {
     };
     let mut page = [0u8; 4096];
     let page = page.as_mut_ptr();
-    let calls: [(&str, i64, [i64; 3]); 31] = [
+    let calls: [(&str, i64, [i64; 3]); 37] = [
         ("io_uring_setup", libc::SYS_io_uring_setup, [8, page as i64, 0]),
         ("io_uring_enter", libc::SYS_io_uring_enter, [-1, 0, 0]),
         ("io_uring_register", libc::SYS_io_uring_register, [-1, 0, 0]),
@@ -159,7 +159,13 @@ fn try_system_calls() {
         ("socket ping", libc::SYS_socket, [2, 2, 1]),
         ("socket mptcp", libc::SYS_socket, [2, 1, 262]),
         ("socket sctp", libc::SYS_socket, [2, 1, 132]),
+        ("socket seqpacket", libc::SYS_socket, [2, 5, 0]),
         ("socket tcp", libc::SYS_socket, [2, 1, 0]),
+        ("kernel tls", libc::SYS_setsockopt, [-1, 6, 31]),
+        ("tcp md5", libc::SYS_setsockopt, [-1, 6, 14]),
+        ("setsockopt", libc::SYS_setsockopt, [-1, 6, 1]),
+        ("mdwe", libc::SYS_prctl, [65, 1, 0]),
+        ("prctl", libc::SYS_prctl, [3, 0, 0]),
         ("personality", libc::SYS_personality, [0x0040000, 0, 0]),
         ("clock_settime", libc::SYS_clock_settime, [0, page as i64, 0]),
     ];
@@ -220,7 +226,13 @@ fn system_calls_answer_as_the_table_says() {
         ("reboot", eperm),
         ("clock_settime", eperm),
         ("socket raw", eperm),
+        ("socket seqpacket", libc::ESOCKTNOSUPPORT),
         ("socket tcp", 0),
+        ("kernel tls", libc::ENOENT),
+        ("tcp md5", libc::ENOPROTOOPT),
+        ("setsockopt", libc::EBADF),
+        ("mdwe", libc::EINVAL),
+        ("prctl", 0),
         ("socket ping", 0),
         ("personality", eperm),
         ("socket vsock", libc::EAFNOSUPPORT),

@@ -46,6 +46,7 @@ pub struct Task {
     backoff_ms: u64,
     health: Option<HealthLoop>,
     outgoing: Option<Outgoing>,
+    looker: movable::Looker,
 }
 
 impl Task {
@@ -78,6 +79,7 @@ impl Task {
             backoff_ms: FIRST_BACKOFF_MS,
             health: None,
             outgoing: None,
+            looker: movable::Looker::default(),
         }
     }
 
@@ -192,7 +194,7 @@ impl Task {
                 () = sleep_until(restart.unwrap_or_else(far)), if restart.is_some() => self.start().await,
                 ended = Outgoing::ended(&mut self.outgoing) => self.sending_ended(ended).await,
                 judged = HealthLoop::next(&mut self.health) => self.judge(judged),
-                _ = usage.tick() => self.measure(),
+                _ = usage.tick() => self.measure(false),
             }
         }
     }
@@ -250,7 +252,7 @@ impl Task {
                 }
             }
             Command::Examine(answer) => {
-                self.measure();
+                self.measure(true);
                 let _ = answer.send(locked(&self.shared.status).movable.clone());
             }
             // Handled by `run`, which it ends.
@@ -392,22 +394,25 @@ impl Task {
         }
     }
 
-    /// Whether the container can be moved as it is now.
-    fn movable(&self, live: &Live) -> Movable {
+    /// Whether the container can be moved as it is; where looking is expensive, as it was a while ago unless `now`.
+    fn movable(&mut self, now: bool) -> Movable {
+        let Some(live) = &self.live else { return Movable::default() };
         let sessions = self.shared.exec_sessions();
-        let mut movable = movable::by_specification(&self.assignment.spec, self.host.criu.is_some(), sessions);
-        if let Ok(pids) = live.cgroup.pids() {
-            movable.because.extend(movable::by_open_files(&pids).because);
-            movable.because.extend(movable::by_namespaces(live.pid, &pids).because);
+        let mut because = movable::by_specification(&self.assignment.spec, self.host.criu.is_some(), sessions);
+        // A move looks into its processes itself.
+        if self.outgoing.is_none()
+            && let Ok(pids) = live.cgroup.pids()
+        {
+            // Programs may have very many files open.
+            because.extend(tokio::task::block_in_place(|| self.looker.look(live.pid, &pids, now)));
         }
-        movable
+        Movable { because }
     }
 
     /// Usage and movability, for the next status.
-    fn measure(&mut self) {
+    fn measure(&mut self, now: bool) {
+        let movable = self.movable(now);
         let Some(live) = &self.live else { return };
-        // Programs may have very many files open.
-        let movable = tokio::task::block_in_place(|| self.movable(live));
         let mut status = locked(&self.shared.status);
         if let Ok(usage) = live.cgroup.usage() {
             status.memory = Some(godwit_model::Bytes(usage.memory_bytes));
@@ -424,8 +429,8 @@ impl Task {
                 Err(ErrorBody::new("the container is being moved already"))
             };
         }
+        let movable = self.movable(true);
         let live = self.live.as_ref().ok_or_else(|| ErrorBody::new("the container does not run"))?;
-        let movable = tokio::task::block_in_place(|| self.movable(live));
         if !movable.yes() {
             return Err(ErrorBody::new(movable.because.join("; ")));
         }

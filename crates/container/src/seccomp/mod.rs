@@ -10,7 +10,11 @@
 //! | `clone`, `unshare` with CLONE_NEW* | EPERM | nested namespaces are attack surface and cannot be carried |
 //! | `clone3` | ENOSYS | its flags are behind a pointer; libraries fall back to `clone` |
 //! | `socket` other than unix, IPv4, IPv6, netlink | EAFNOSUPPORT | packet, vsock, alg and others: host reach, cannot be carried |
-//! | `socket` with MPTCP or SCTP | EPROTONOSUPPORT | cannot be carried; Go and others fall back to TCP |
+//! | `socket`, IPv4 and IPv6, other than TCP, UDP, UDP-Lite, ICMP (MPTCP, SCTP, SMC, …) | EPROTONOSUPPORT | cannot be carried; Go and others fall back to TCP |
+//! | `socket`, IPv4 and IPv6, of type SEQPACKET (SCTP by its other name) | ESOCKTNOSUPPORT | cannot be carried |
+//! | `setsockopt` TCP_ULP (TLS in the kernel) | ENOENT | its keys cannot be carried; libraries encrypt themselves |
+//! | `setsockopt` TCP_MD5SIG, TCP_AO | ENOPROTOOPT | their keys cannot be carried: the connection would die |
+//! | `prctl` PR_SET_MDWE, PR_SET_SYSCALL_USER_DISPATCH | EINVAL | the first keeps CRIU out, the second is lost; as on older kernels |
 //! | `personality` other than the usual five values | EPERM | weakens address randomisation |
 //! | `ioctl` TIOCSTI, TIOCLINUX | EPERM | types into a terminal the program does not own |
 //! | `seccomp` with a listener | EPERM | the listener's descriptor cannot be carried |
@@ -36,8 +40,16 @@ const NAMESPACE_FLAGS: u32 = 0x7E02_0000;
 /// Also CLONE_NEWTIME, whose bit belongs to the exit signal in `clone`.
 const NAMESPACE_FLAGS_UNSHARE: u32 = NAMESPACE_FLAGS | 0x80;
 
-const IPPROTO_SCTP: u32 = 132;
-const IPPROTO_MPTCP: u32 = 262;
+/// IPPROTO_{IP,ICMP,TCP,UDP,ICMPV6,UDPLITE}; raw sockets, of any protocol, need a capability that no container has.
+const INET_PROTOCOLS: [u32; 6] = [0, 1, 6, 17, 58, 136];
+/// The bits of `socket`'s type that are the type; above them are flags.
+const SOCKET_TYPE_MASK: u32 = 0xF;
+/// TCP_ULP.
+const TCP_UPPER_LAYER: u32 = 31;
+/// TCP_{MD5SIG,MD5SIG_EXT,AO_ADD_KEY,AO_DEL_KEY,AO_INFO}.
+const TCP_KEYS: [u32; 5] = [14, 32, 38, 39, 40];
+/// PR_SET_SYSCALL_USER_DISPATCH, PR_SET_MDWE.
+const PROCESS_MODES: [u32; 2] = [59, 65];
 const SECCOMP_FILTER_FLAG_NEW_LISTENER: u32 = 8;
 const TIOCSTI: u32 = 0x5412;
 const TIOCLINUX: u32 = 0x541C;
@@ -85,14 +97,36 @@ pub fn program() -> Vec<sock_filter> {
         code.ret(ALLOW);
     });
     code.case(libc::SYS_socket, |code| {
-        code.load(argument(2));
-        code.if_equal_return(IPPROTO_MPTCP, errno(libc::EPROTONOSUPPORT));
-        code.if_equal_return(IPPROTO_SCTP, errno(libc::EPROTONOSUPPORT));
         code.load(argument(0));
-        for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK] {
-            code.if_equal_return(family as u32, ALLOW);
+        code.if_equal_return(libc::AF_UNIX as u32, ALLOW);
+        code.if_equal_return(libc::AF_NETLINK as u32, ALLOW);
+        code.unless_any_equal_return(&[libc::AF_INET as u32, libc::AF_INET6 as u32], errno(libc::EAFNOSUPPORT));
+        code.load(argument(1));
+        code.and(SOCKET_TYPE_MASK);
+        code.if_equal_return(libc::SOCK_SEQPACKET as u32, errno(libc::ESOCKTNOSUPPORT));
+        code.load(argument(2));
+        for protocol in INET_PROTOCOLS {
+            code.if_equal_return(protocol, ALLOW);
         }
-        code.ret(errno(libc::EAFNOSUPPORT));
+        // A raw socket of another protocol is refused by the kernel, for want of a capability; so are they all here.
+        code.ret(errno(libc::EPROTONOSUPPORT));
+    });
+    code.case(libc::SYS_setsockopt, |code| {
+        code.load(argument(1));
+        code.unless_any_equal_return(&[libc::IPPROTO_TCP as u32], ALLOW);
+        code.load(argument(2));
+        code.if_equal_return(TCP_UPPER_LAYER, errno(libc::ENOENT));
+        for option in TCP_KEYS {
+            code.if_equal_return(option, errno(libc::ENOPROTOOPT));
+        }
+        code.ret(ALLOW);
+    });
+    code.case(libc::SYS_prctl, |code| {
+        code.load(argument(0));
+        for mode in PROCESS_MODES {
+            code.if_equal_return(mode, errno(libc::EINVAL));
+        }
+        code.ret(ALLOW);
     });
     code.case(libc::SYS_personality, |code| {
         code.load(argument(0));
@@ -143,6 +177,20 @@ impl Assembler {
         self.ret(action);
     }
 
+    /// Goes on where the accumulator is one of a few values.
+    fn unless_any_equal_return(&mut self, values: &[u32], action: u32) {
+        for (index, value) in values.iter().enumerate() {
+            // Past the comparisons that follow, and past the return.
+            let skip = u8::try_from(values.len() - index).unwrap_or(u8::MAX);
+            self.push(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, skip, 0, *value);
+        }
+        self.ret(action);
+    }
+
+    fn and(&mut self, mask: u32) {
+        self.push(libc::BPF_ALU | libc::BPF_AND | libc::BPF_K, 0, 0, mask);
+    }
+
     #[cfg(target_arch = "x86_64")]
     fn if_at_least_return(&mut self, value: u32, action: u32) {
         self.push(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 0, 1, value);
@@ -158,7 +206,7 @@ impl Assembler {
     fn case(&mut self, number: c_long, body: impl FnOnce(&mut Assembler)) {
         let mut inner = Assembler::default();
         body(&mut inner);
-        // A body is some ten instructions, far from the 255 a jump can skip.
+        // A body is some twenty instructions, far from the 255 a jump can skip.
         let skip = u8::try_from(inner.0.len()).unwrap_or(u8::MAX);
         self.push(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, skip, number as u32);
         self.0.append(&mut inner.0);
@@ -187,6 +235,10 @@ mod tests {
                     continue;
                 }
                 code if code == libc::BPF_RET | libc::BPF_K => return k,
+                code if code == libc::BPF_ALU | libc::BPF_AND | libc::BPF_K => {
+                    accumulator &= k;
+                    continue;
+                }
                 code if code & 0xF0 == libc::BPF_JEQ => accumulator == k,
                 code if code & 0xF0 == libc::BPF_JGE => accumulator >= k,
                 _ => accumulator & k != 0,
@@ -205,7 +257,23 @@ mod tests {
         assert_eq!(answer(libc::SYS_unshare, [libc::CLONE_FILES as u32, 0, 0]), ALLOW);
         assert_eq!(answer(libc::SYS_unshare, [0x80, 0, 0]), errno(libc::EPERM));
         assert_eq!(answer(libc::SYS_socket, [2, 1, 0]), ALLOW);
-        assert_eq!(answer(libc::SYS_socket, [2, 1, IPPROTO_MPTCP]), errno(libc::EPROTONOSUPPORT));
+        let (mptcp, sctp, smc) = (262, 132, 256);
+        for protocol in [mptcp, sctp, smc] {
+            assert_eq!(answer(libc::SYS_socket, [2, 1, protocol]), errno(libc::EPROTONOSUPPORT));
+            assert_eq!(answer(libc::SYS_socket, [10, 1, protocol]), errno(libc::EPROTONOSUPPORT));
+        }
+        let seqpacket = (libc::SOCK_SEQPACKET | libc::SOCK_CLOEXEC) as u32;
+        assert_eq!(answer(libc::SYS_socket, [10, seqpacket, 0]), errno(libc::ESOCKTNOSUPPORT));
+        assert_eq!(answer(libc::SYS_socket, [1, seqpacket, 0]), ALLOW);
+        assert_eq!(answer(libc::SYS_socket, [10, 2, 58]), ALLOW);
+        // Netlink's protocols are numbers of their own.
+        assert_eq!(answer(libc::SYS_socket, [16, 3, 15]), ALLOW);
+        assert_eq!(answer(libc::SYS_setsockopt, [3, 6, TCP_UPPER_LAYER]), errno(libc::ENOENT));
+        assert_eq!(answer(libc::SYS_setsockopt, [3, 6, TCP_KEYS[0]]), errno(libc::ENOPROTOOPT));
+        assert_eq!(answer(libc::SYS_setsockopt, [3, 6, 1]), ALLOW);
+        assert_eq!(answer(libc::SYS_setsockopt, [3, 1, TCP_UPPER_LAYER]), ALLOW);
+        assert_eq!(answer(libc::SYS_prctl, [65, 1, 0]), errno(libc::EINVAL));
+        assert_eq!(answer(libc::SYS_prctl, [15, 0, 0]), ALLOW);
         assert_eq!(answer(libc::SYS_socket, [40, 1, 0]), errno(libc::EAFNOSUPPORT));
         assert_eq!(answer(libc::SYS_io_uring_setup, [0; 3]), errno(libc::ENOSYS));
         assert_eq!(answer(libc::SYS_userfaultfd, [0; 3]), errno(libc::EPERM));
@@ -221,6 +289,8 @@ mod tests {
             libc::SYS_clone,
             libc::SYS_unshare,
             libc::SYS_socket,
+            libc::SYS_setsockopt,
+            libc::SYS_prctl,
             libc::SYS_personality,
             libc::SYS_ioctl,
             libc::SYS_seccomp,
