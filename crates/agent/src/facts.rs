@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use godwit_api::link::PROTOCOL;
+use godwit_api::types::ErrorBody;
 use godwit_criu::Criu;
-use godwit_model::host::HostFacts;
+use godwit_model::host::{HostFacts, WrittenPages};
 use godwit_model::{Bytes, MilliCpu};
 
 use crate::config::AgentConfig;
@@ -44,6 +45,10 @@ pub fn read(config: &AgentConfig, criu: Option<&Criu>, certificate_sha256: Strin
         tunnel_address: config.tunnel_address,
         migration_address: config.migration_address(),
         certificate_sha256,
+        written_pages: match godwit_memory::check_tracking() {
+            Ok(()) => WrittenPages::Tracked,
+            Err(error) => WrittenPages::Untold { because: ErrorBody::from_chain(&error).one_line() },
+        },
     }
 }
 

@@ -75,6 +75,9 @@ pub enum FromAgent {
         rounds: u32,
         #[serde(default)]
         slowed_to_percent: Option<u32>,
+        /// As in the move's summary.
+        #[serde(default)]
+        stood_still: Option<String>,
     },
     /// Either side: this move cannot go on. Not sent by a source that has given everything away.
     MoveFailed {

@@ -32,5 +32,6 @@ pub use process::{FillerProcess, filler_control, serve_filler};
 pub use read::{Content, PageReader, Piece, ReadError};
 pub use store::{Key, PageStore, StoreError};
 pub use tracker::{
-    ObjectId, ObjectKind, ObjectPages, ProcessPages, Round, SharedMapping, Target, TrackError, Tracker, inner_pid,
+    ObjectId, ObjectKind, ObjectPages, ProcessPages, Round, SharedMapping, Target, TrackError, Tracker,
+    check as check_tracking, inner_pid,
 };

@@ -155,6 +155,7 @@ where
         memory: None,
         link: Arc::default(),
         brake: Brake::default(),
+        stood_still: None,
         memory_bytes: 0,
         progress: Progress::default(),
         told: Instant::now(),
@@ -166,7 +167,7 @@ where
     // Where nobody can tell written pages, memory goes through CRIU while everything stands still.
     match memory_in_rounds(version, workload) {
         Ok(memory) => source.memory = Some(memory),
-        Err(why) => without_rounds(why, workload.options())?,
+        Err(why) => source.stood_still = Some(without_rounds(why, workload.options())?),
     }
     let carried = source.memory.is_some();
     source.writer.pace.set(workload.options().bandwidth);
@@ -191,6 +192,8 @@ struct Source<R, W> {
     memory: Option<Memory>,
     link: Arc<LinkMeter>,
     brake: Brake,
+    /// Why there are no rounds of memory, where there are none.
+    stood_still: Option<String>,
     memory_bytes: u64,
     progress: Progress,
     told: Instant,

@@ -156,6 +156,9 @@ pub struct Final {
     pub memory_bytes: u64,
     pub file_bytes: u64,
     pub rounds: u32,
+    /// Why memory was copied while the container stood still; `None`: in rounds while it ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stood_still: Option<String>,
     /// What the destination needs of the source's container: made and read by the agent.
     pub detail: serde_json::Value,
     /// Where the content of shared memory belongs. `None`: memory came in CRIU's images.

@@ -29,6 +29,33 @@ pub struct HostFacts {
     pub migration_address: SocketAddr,
     /// SHA-256 of the certificate that the agent shows there, hex.
     pub certificate_sha256: String,
+    #[serde(default)]
+    pub written_pages: WrittenPages,
+}
+
+/// How a host learns which pages of a running program were written since it last looked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case", tag = "way")]
+pub enum WrittenPages {
+    /// Its agent is older than the question.
+    #[default]
+    Unknown,
+    /// The kernel tells them: userfaultfd with WP_ASYNC, and PAGEMAP_SCAN.
+    Tracked,
+    /// It does not: memory is copied while the container stands still.
+    Untold { because: String },
+}
+
+impl std::fmt::Display for WrittenPages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Unknown => f.write_str("not known: its agent is older than the question"),
+            Self::Tracked => f.write_str("told by the kernel (userfaultfd WP_ASYNC, PAGEMAP_SCAN)"),
+            Self::Untold { because } => {
+                write!(f, "not told, memory is copied while the container stands still: {because}")
+            }
+        }
+    }
 }
 
 impl HostFacts {

@@ -211,6 +211,9 @@ pub struct Summary {
     /// it was not slowed down.
     #[serde(default)]
     pub slowed_to_percent: Option<u32>,
+    /// Why memory was copied while the container stood still; `None`: in rounds while it ran.
+    #[serde(default)]
+    pub stood_still: Option<String>,
 }
 
 /// The named parts of the downtime, in order.

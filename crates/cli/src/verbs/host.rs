@@ -101,6 +101,7 @@ fn show(printer: &Printer, host: &HostView) -> String {
         ("processor", format!("{} ({})", facts.cpu_model, facts.architecture)),
         ("kernel", facts.kernel.clone()),
         ("criu", facts.criu.clone().unwrap_or_else(|| "none: its containers cannot move".to_owned())),
+        ("written pages", facts.written_pages.to_string()),
         ("tunnel address", facts.tunnel_address.to_string()),
         ("migration address", facts.migration_address.to_string()),
         ("certificate", format!("sha256:{}", facts.certificate_sha256)),

@@ -69,7 +69,7 @@ fn list(printer: &Printer, moves: &[Move]) -> String {
     table(printer, &head, rows)
 }
 
-fn state(one: &Move) -> String {
+pub fn state(one: &Move) -> String {
     match &one.outcome {
         Outcome::Moving | Outcome::HandedOver => one.phase.to_string(),
         Outcome::Done => "done".to_owned(),
@@ -120,6 +120,11 @@ fn cost_rows(summary: &Summary) -> Vec<(String, String)> {
     if let Some(percent) = summary.slowed_to_percent {
         rows.push(("slowed down".to_owned(), format!("to {percent} % of its CPU time while it was copied")));
     }
+    let copied = match &summary.stood_still {
+        None => "in rounds while it ran".to_owned(),
+        Some(why) => format!("while it stood still: {why}"),
+    };
+    rows.push(("memory copied".to_owned(), copied));
     rows.push(("frames parked".to_owned(), summary.frames_parked.to_string()));
     rows
 }

@@ -299,6 +299,9 @@ fn what_is_asked_of_a_move_is_kept() {
         let to = other(&from);
         let done = world.json(&["migrate", "t/w-1", "--to", to, "--mode", mode]);
         assert_eq!((&done["outcome"]["state"], &done["options"]["mode"]), (&"done".into(), &mode.into()), "{done:#}");
+        let stood_still = &done["summary"]["stood_still"];
+        let why = if mode == "pre-copy" { Value::Null } else { "stop-and-copy was asked for".into() };
+        assert_eq!(*stood_still, why, "{done:#}");
         from = to.to_owned();
     }
     let said = world.refused(1, &["migrate", "t/w-1", "--to", other(&from), "--max-downtime", "1"]);

@@ -142,6 +142,7 @@ async fn send(core: &Arc<Core>, open: &Move, heard: &mut mpsc::Receiver<Heard>) 
                 file_bytes,
                 rounds,
                 slowed_to_percent,
+                stood_still,
                 ..
             } if from == open.to => {
                 let summary = Summary {
@@ -152,6 +153,7 @@ async fn send(core: &Arc<Core>, open: &Move, heard: &mut mpsc::Receiver<Heard>) 
                     file_bytes,
                     rounds,
                     slowed_to_percent,
+                    stood_still,
                     ..Summary::default()
                 };
                 return Ok(Ready { at: Instant::now(), summary });

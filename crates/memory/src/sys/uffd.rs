@@ -83,6 +83,18 @@ impl Userfaultfd {
         Self(fd)
     }
 
+    /// One of this process's own.
+    pub(crate) fn of_this_process() -> io::Result<Self> {
+        // SAFETY: the call takes flags only and makes a descriptor that nobody else has.
+        let made = unsafe { libc::syscall(libc::SYS_userfaultfd, USER_MODE_ONLY | libc::O_CLOEXEC as u64) };
+        if made < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let number = i32::try_from(made).map_err(io::Error::other)?;
+        // SAFETY: as above; it is open and ours.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(number) }))
+    }
+
     /// UFFDIO_API: must come first, once.
     pub(crate) fn enable(&self, features: u64) -> io::Result<()> {
         let mut argument = [UFFD_API, features, 0u64];

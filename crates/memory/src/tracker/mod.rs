@@ -30,6 +30,7 @@ use crate::maps::LeftToCriu;
 use crate::pages::{PageRange, PageSet};
 use crate::read::PageReader;
 use crate::sys::pagemap::Scanner;
+use crate::sys::uffd::{FEATURE_EVENT_FORK, FEATURE_WP_ASYNC, Userfaultfd};
 use forks::ForkWatch;
 pub(crate) use object::Object;
 pub use object::{ObjectId, ObjectKind};
@@ -151,15 +152,28 @@ pub struct Tracker {
     incarnations: u64,
 }
 
+/// Whether this kernel can tell written pages of running processes, tried on this one. Starts no thread.
+pub fn check() -> Result<(), TrackError> {
+    can_track().map(drop)
+}
+
+/// Both halves are tried: PAGEMAP_SCAN, and write protection that waits for nobody, which not every architecture has.
+fn can_track() -> Result<Present, TrackError> {
+    let protects = |uffd: Userfaultfd| uffd.enable(FEATURE_WP_ASYNC | FEATURE_EVENT_FORK);
+    Userfaultfd::of_this_process().and_then(protects).map_err(TrackError::Kernel)?;
+    Present::new().map_err(TrackError::Kernel)
+}
+
 impl Tracker {
     /// A tracker that knows no process yet. Needs CAP_SYS_PTRACE, CAP_SYS_ADMIN and CAP_CHECKPOINT_RESTORE.
     pub fn new() -> Result<Self, TrackError> {
+        let present = can_track()?;
         Ok(Self {
             processes: HashMap::new(),
             objects: Objects::default(),
             forks: ForkWatch::start().map_err(TrackError::Thread)?,
             scanner: Scanner::new(),
-            present: Present::new().map_err(TrackError::Kernel)?,
+            present,
             incarnations: 0,
         })
     }

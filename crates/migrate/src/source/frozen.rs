@@ -42,7 +42,7 @@ where
         if self.memory.is_some()
             && let Some(why) = workload.hidden_writes()
         {
-            without_rounds(why, workload.options())?;
+            self.stood_still = Some(without_rounds(why, workload.options())?);
             self.memory = None;
         }
         let last = if self.memory.is_some() {
@@ -64,6 +64,7 @@ where
             memory_bytes: self.memory_bytes,
             file_bytes: file_bytes_before + last.file_bytes,
             rounds: self.progress.rounds,
+            stood_still: self.stood_still.clone(),
             detail,
             shared: last.shared,
             slowed_to_percent: self.brake.to_percent,

@@ -111,13 +111,13 @@ pub(super) fn memory_in_rounds<L: Workload>(version: u32, workload: &L) -> Resul
     }
 }
 
-/// Whether memory may be copied while the container stands still instead. For how long is not known then.
-pub(super) fn without_rounds(why: String, options: MoveOptions) -> Result<(), SendError> {
+/// Whether memory may be copied while the container stands still instead, and why it is. For how long is not known then.
+pub(super) fn without_rounds(why: String, options: MoveOptions) -> Result<String, SendError> {
     if options.mode == CopyMode::PreCopy || options.max_downtime_ms.is_some() {
         return Err(SendError::NoRounds { why });
     }
     tracing::warn!(why, "memory is copied while the container stands still");
-    Ok(())
+    Ok(why)
 }
 
 /// What the reading thread gives back.

@@ -119,6 +119,11 @@ fn report(id: &MoveId, received: &Received) -> FromAgent {
         file_bytes: fin.file_bytes,
         rounds: fin.rounds,
         slowed_to_percent: fin.slowed_to_percent,
+        // An older source does not say why.
+        stood_still: fin
+            .stood_still
+            .clone()
+            .or_else(|| fin.shared.is_none().then(|| "its host does not say why".to_owned())),
     }
 }
 
