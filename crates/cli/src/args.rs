@@ -57,6 +57,8 @@ pub enum Verb {
     Env(verbs::env::EnvVerb),
     /// List containers
     Ps(verbs::ps::PsArgs),
+    /// Tell where a container is and why, whether it can move and why not, its last moves and events
+    Explain(verbs::explain::ExplainArgs),
     /// Show what a container wrote
     Logs(verbs::logs::LogsArgs),
     /// Run a program in a container

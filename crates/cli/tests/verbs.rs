@@ -21,6 +21,7 @@ macro_rules! shows {
 fn tables() {
     let c = Controller::start();
     shows!(c, "ps", ["ps"]);
+    shows!(c, "explain", ["explain", "shop/db"]);
     shows!(c, "host-list", ["host", "list"]);
     shows!(c, "host-show", ["host", "show", "h1"]);
     shows!(c, "host-show-unknown", ["host", "show", "h7"]);
@@ -62,6 +63,11 @@ fn json_is_the_api_s_own() {
     assert_eq!(json(&["host", "list"])[1]["name"], "h2");
     assert_eq!(json(&["env", "show", "shop"])["vni"], 4097);
     assert_eq!(json(&["move", "show", DONE])["summary"]["downtime_ms"], 87.26);
+    let explained = json(&["explain", "shop/db-1"]);
+    assert_eq!(explained["container"]["status"]["movable"]["because"], serde_json::json!([]));
+    assert_eq!(explained["host"]["facts"]["written_pages"]["way"], "tracked");
+    assert_eq!(explained["moves"][0]["summary"]["downtime_ms"], 87.26);
+    assert_eq!(explained["events"][0]["message"], "on h1");
     assert_eq!(json(&["version"])["controller"]["store_id"], "5a5a");
     assert_eq!(json(&["stop", "shop/db-1"])["name"], "shop/db-1");
 }

@@ -29,7 +29,7 @@ pub async fn run(client: &Client, printer: &Printer, args: EventsArgs) -> Result
 }
 
 /// A stream has no table: lines come before their widths are known.
-fn line(event: &Event) -> String {
+pub fn line(event: &Event) -> String {
     let about = match (&event.container, &event.env, &event.host) {
         (Some(container), _, _) => container.to_string(),
         (None, Some(env), _) => env.to_string(),

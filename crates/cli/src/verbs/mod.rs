@@ -7,6 +7,7 @@ pub mod doctor;
 pub mod env;
 pub mod events;
 pub mod exec;
+pub mod explain;
 pub mod filler;
 pub mod host;
 pub mod keeper;
@@ -67,6 +68,7 @@ async fn ask(global: &Global, verb: Verb, printer: &Printer) -> Result<u8> {
     match verb {
         Verb::Host(verb) => host::run(&client, printer, verb).await,
         Verb::Env(verb) => env::run(&client, printer, verb).await,
+        Verb::Explain(args) => explain::run(&client, printer, args).await,
         Verb::Ps(args) => ps::run(&client, printer, args).await,
         Verb::Logs(args) => logs::run(&client, printer, args).await,
         Verb::Exec(args) => exec::run(&client, printer, args).await,

@@ -6,6 +6,7 @@
 mod environments;
 mod faults;
 mod isolation;
+mod movable;
 mod moves;
 mod sending;
 mod world;

@@ -1,0 +1,145 @@
+//! `godwit explain`: what is known of one container, and why it is as it is.
+
+use std::collections::VecDeque;
+
+use anyhow::Result;
+use clap::Args;
+use godwit_api::client::Client;
+use godwit_api::types::{ContainerView, HostView};
+use godwit_model::event::{Event, EventKind};
+use godwit_model::migration::{Move, Outcome};
+use serde::Serialize;
+
+use super::{DONE, events, moves, ps};
+use crate::human;
+use crate::names;
+use crate::printer::Printer;
+use crate::table::pairs;
+
+/// Moves and events told of, the newest.
+const LAST_MOVES: usize = 5;
+const LAST_EVENTS: usize = 10;
+
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// For example shop/db-1, or shop/db where there is only one
+    container: String,
+}
+
+/// What JSON has: the API's own values, put together.
+#[derive(Serialize)]
+struct Explanation {
+    container: ContainerView,
+    /// The host it is on; `null` while it is nowhere.
+    host: Option<HostView>,
+    /// Its last moves, the newest last.
+    moves: Vec<Move>,
+    /// Its last events, the newest last.
+    events: VecDeque<Event>,
+    /// The last event that says why it is where it is.
+    placed: Option<Event>,
+}
+
+pub async fn run(client: &Client, printer: &Printer, args: ExplainArgs) -> Result<u8> {
+    let name = names::container(client, &args.container).await?;
+    let container = client.container(&name).await?;
+    let host = client.hosts().await?.into_iter().find(|host| Some(&host.name) == container.host.as_ref());
+    let mut moves: Vec<Move> = client.moves().await?.into_iter().filter(|one| one.container == container.id).collect();
+    moves.drain(..moves.len().saturating_sub(LAST_MOVES));
+    let mut all = client.events(None, false).await?;
+    let (mut events, mut placed) = (VecDeque::new(), None);
+    while let Some(event) = all.next().await {
+        let event = event?;
+        if event.container.as_ref() != Some(&container.name) {
+            continue;
+        }
+        if matches!(event.kind, EventKind::ContainerPlaced | EventKind::ContainerNotPlaced | EventKind::MoveDone) {
+            placed = Some(event.clone());
+        }
+        if events.len() == LAST_EVENTS {
+            events.pop_front();
+        }
+        events.push_back(event);
+    }
+    let explanation = Explanation { container, host, moves, events, placed };
+    printer.value(&explanation, |explanation| show(printer, explanation))?;
+    Ok(DONE)
+}
+
+fn show(printer: &Printer, explanation: &Explanation) -> String {
+    let mut sections = vec![pairs(printer, rows(explanation))];
+    let mut section = |head: &str, lines: Vec<String>| {
+        if !lines.is_empty() {
+            sections.push(format!("{}\n{}", printer.bold(head), lines.join("\n")));
+        }
+    };
+    section("LAST MOVES", explanation.moves.iter().map(one_move).collect());
+    section("LAST EVENTS", explanation.events.iter().map(events::line).collect());
+    sections.join("\n\n")
+}
+
+fn rows(explanation: &Explanation) -> Vec<(String, String)> {
+    let container = &explanation.container;
+    let mut rows = Vec::new();
+    let mut row = |name: &str, value: String| rows.push((name.to_owned(), value));
+    row("container", container.name.to_string());
+    row("image", container.image.clone());
+    row("host", whereabouts(explanation));
+    if let Some(event) = &explanation.placed {
+        row("because", format!("{} ({})", event.message, human::date_time(event.at_ms)));
+    }
+    let up = container.status.as_ref().filter(|s| s.pid.is_some()).and_then(|s| s.started_at_ms);
+    let up = up.map(|at| format!(", for {}", human::since(at))).unwrap_or_default();
+    row("state", format!("{}{up}", ps::state(container)));
+    if let Some(message) = &container.message {
+        row("", message.clone());
+    }
+    if let Some(status) = &container.status {
+        row("restarts", status.restarts.to_string());
+        if let Some(exit) = &status.exit {
+            let memory = if exit.oom_killed { ", out of memory" } else { "" };
+            row("last exit", format!("code {}{memory}, {} ago", exit.code, human::since(exit.finished_at_ms)));
+        }
+        row("memory", human::or_dash(status.memory));
+        match status.movable.because.split_first() {
+            None => row("movable", "yes".to_owned()),
+            Some((first, more)) => {
+                row("movable", format!("no, because {first}"));
+                more.iter().for_each(|reason| row("", format!("and because {reason}")));
+            }
+        }
+    }
+    if let Some(host) = &explanation.host {
+        row("written pages", host.facts.written_pages.to_string());
+    }
+    rows
+}
+
+fn whereabouts(explanation: &Explanation) -> String {
+    let container = &explanation.container;
+    let generation = format!("generation {}", container.generation);
+    match (&container.host, &explanation.host) {
+        (None, _) => "none yet".to_owned(),
+        (Some(name), Some(host)) if !host.connected => format!("{name}, which does not answer; {generation}"),
+        (Some(name), _) => format!("{name}, {generation}"),
+    }
+}
+
+/// `id  3 h ago  h1 → h2: downtime 87.3 ms (freeze 2.1 ms, …)`.
+fn one_move(one: &Move) -> String {
+    let what = match (&one.outcome, &one.summary) {
+        (Outcome::Failed { phase, reason }, _) => format!("failed in {phase}: {reason}"),
+        (_, Some(summary)) => {
+            let parts = summary.downtime_parts.iter();
+            let parts: Vec<String> =
+                parts.map(|(part, ms)| format!("{} {}", part.as_str(), human::millis(*ms))).collect();
+            let copied = match &summary.stood_still {
+                None => String::new(),
+                Some(why) => format!("; memory was copied while it stood still: {why}"),
+            };
+            format!("downtime {} ({}){copied}", human::millis(summary.downtime_ms), parts.join(", "))
+        }
+        _ => moves::state(one),
+    };
+    format!("{}  {} ago  {} → {}: {what}", one.id, human::since(one.requested_at_ms), one.from, one.to)
+}
