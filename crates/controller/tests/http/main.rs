@@ -5,5 +5,6 @@ mod agent;
 mod agents;
 mod controller;
 mod people;
+mod phases;
 mod sessions;
 mod watch;

@@ -186,6 +186,30 @@ mod tests {
         reply.answers.iter().map(last).collect()
     }
 
+    proptest::proptest! {
+        /// Whatever a container asks: it gets an answer that can be sent, or its question goes on.
+        #[test]
+        fn no_question_is_too_strange(
+            bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..200),
+            changes in proptest::collection::vec((proptest::prelude::any::<proptest::sample::Index>(), proptest::prelude::any::<u8>()), 0..6),
+        ) {
+            let mut damaged = Message::query();
+            damaged.add_query(Query::query(Name::from_ascii("db.shop.internal.").unwrap(), RecordType::A));
+            let mut damaged = damaged.to_vec().unwrap();
+            for (at, value) in changes {
+                let at = at.index(damaged.len());
+                damaged[at] = value;
+            }
+            for bytes in [bytes, damaged] {
+                if let Ok(request) = Message::from_vec(&bytes)
+                    && let Verdict::Answer(reply) = table().answer(&request, 1)
+                {
+                    assert!(reply.to_vec().is_ok(), "{request:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn names_bare_and_full_in_any_case_and_in_turn() {
         assert_eq!(addresses("db-1.", 0), [10]);

@@ -69,6 +69,20 @@ impl Peers {
 mod tests {
     use super::*;
 
+    proptest::proptest! {
+        /// Frames come from whoever is in the environment, and may be cut anywhere.
+        #[test]
+        fn no_frame_is_too_strange(frame in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80), ipv4: bool) {
+            let mut frame = frame;
+            if ipv4 && frame.len() > 14 {
+                frame[12..14].copy_from_slice(&IPV4);
+            }
+            let peers = Peers::default();
+            peers.notice(&frame);
+            assert_eq!(peers.list(), [], "without a subnet nobody is inside it");
+        }
+    }
+
     #[test]
     fn senders_inside_the_subnet_are_learned_within_bounds() {
         let peers = Peers(Arc::new(Mutex::new(Known {
