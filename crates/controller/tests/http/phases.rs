@@ -45,7 +45,18 @@ fn words() -> impl Strategy<Value = Vec<Word>> {
 fn ready(id: MoveId) -> FromAgent {
     let (bytes_received, memory_bytes, file_bytes, rounds) = (3, 2, 1, 1);
     let (parts, since_freeze_ms, stood_still) = (Vec::new(), 1.0, None);
-    FromAgent::MoveReady { id, parts, since_freeze_ms, bytes_received, memory_bytes, file_bytes, rounds, stood_still }
+    let slowed_to_percent = None;
+    FromAgent::MoveReady {
+        id,
+        parts,
+        since_freeze_ms,
+        bytes_received,
+        memory_bytes,
+        file_bytes,
+        rounds,
+        slowed_to_percent,
+        stood_still,
+    }
 }
 
 fn failed(id: MoveId) -> FromAgent {
