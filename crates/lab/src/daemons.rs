@@ -113,6 +113,11 @@ pub(crate) fn start(paths: &LabPaths, spec: &LabSpec, node: Node) -> Result<u32,
     argv.extend(arguments(paths, spec, node).ok_or_else(none)?);
     let log = fs::File::options().create(true).append(true).open(paths.log(node)).map_err(wrong)?;
     let mut command = command_on(paths, node, &paths.daemon_cgroup(node), true, &argv)?;
+    if spec.hold_points {
+        let holds = paths.holds(node);
+        fs::create_dir_all(&holds).map_err(wrong)?;
+        command.env(godwit_hold::VARIABLE, holds);
+    }
     // The other end of this pipe closes when the daemon is where `down` finds it, or has ended.
     let (joined, joining) = io::pipe().map_err(wrong)?;
     // In a group of its own setsid(1) would have to fork, and the pid would be another.

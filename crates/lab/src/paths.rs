@@ -86,6 +86,11 @@ impl LabPaths {
         self.logs().join(format!("{node}.log"))
     }
 
+    /// Where a node's daemon looks for points at which it is to stand still.
+    pub fn holds(&self, node: Node) -> PathBuf {
+        self.run().join("hold").join(node.to_string())
+    }
+
     pub(crate) fn daemon(&self, node: Node) -> PathBuf {
         self.run().join(format!("{node}.daemon.json"))
     }

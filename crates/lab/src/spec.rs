@@ -203,6 +203,10 @@ pub struct LabSpec {
     pub agent_args: Vec<String>,
     /// False: hosts and links only, no controller and no agents.
     pub start_daemons: bool,
+    /// Daemons stand still at named points of a move where a test wants that (`godwit-hold`), each with a directory of
+    /// its own.
+    #[serde(default)]
+    pub hold_points: bool,
 }
 
 impl LabSpec {
@@ -218,6 +222,7 @@ impl LabSpec {
             controller_args: Vec::new(),
             agent_args: Vec::new(),
             start_daemons: true,
+            hold_points: false,
         }
     }
 

@@ -285,7 +285,7 @@ where
             self.writer.send_json(Kind::RoundEnd, &RoundEnd { round }).await.map_err(wire(phase))?;
             self.writer.flush().await.map_err(wire(phase))?;
             match decision {
-                Decision::Again => {}
+                Decision::Again => godwit_hold::reach("copy").await,
                 Decision::Freeze { .. } if files_before.is_some() => {}
                 Decision::Freeze { expected_ms } => {
                     allowed(expected_ms, convergence.fixed_ms(workload.fixed_ms()), workload.options())?;

@@ -159,7 +159,10 @@ impl BegunDump {
             self.session.proceed(true)?;
             loop {
                 match self.session.receive_within(Duration::from_millis(DUMP_TIMEOUT_MS))? {
-                    Message::Notify { .. } => self.session.proceed(true)?,
+                    Message::Notify { script, .. } => {
+                        godwit_hold::stop_at(&format!("dump-{script}"));
+                        self.session.proceed(true)?;
+                    }
                     Message::Dumped => return Ok(()),
                     other => tracing::warn!(?other, "criu said something odd in the middle of a dump"),
                 }

@@ -110,6 +110,7 @@ impl Incoming {
         let Stage::Held(mut held) = std::mem::replace(&mut *stage, Stage::Over) else {
             return Err(ErrorBody::new("the move is over"));
         };
+        godwit_hold::reach("activate").await;
         let begun = Instant::now();
         let hand_over_ms = held.since.elapsed().as_secs_f64() * 1e3;
         let result = resume(&mut held).await;

@@ -361,6 +361,7 @@ impl Workload for Leaving {
         self.unplugging = Some(tokio::spawn(async move { host.network.lock().await.unplug(id.as_str()).await }));
         tracing::debug!(parts = %laps, "frozen");
         self.host.voice.say(FromAgent::MoveFrozen { id: self.plan.id.clone() });
+        godwit_hold::reach("freeze").await;
         let mut trees = vec![TreeMount { target: "/".into(), tree: ROOT_TREE.to_owned() }];
         trees.extend(
             self.spec

@@ -475,6 +475,7 @@ impl Task {
     }
 
     async fn release(&mut self) -> Result<(), ErrorBody> {
+        godwit_hold::reach("release").await;
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.cancel().await;
         }

@@ -99,6 +99,9 @@ pub struct UpArgs {
     /// Hosts and links only: no controller, no agents
     #[arg(long)]
     no_daemons: bool,
+    /// Let daemons stand still at named points of a move; for tests of faults
+    #[arg(long)]
+    hold_points: bool,
 }
 
 /// One line of `lab list`.
@@ -194,6 +197,7 @@ fn up(global: &Global, printer: &Printer, args: UpArgs) -> Result<u8> {
     spec.cpus_milli = args.cpus.map(|c| c.0);
     spec.link = args.link;
     spec.start_daemons = !args.no_daemons;
+    spec.hold_points = args.hold_points;
     printer.say(format_args!("making lab {name} with {}", human::count(args.hosts as usize, "host")));
     let lab = if args.no_daemons {
         Lab::up(spec)?

@@ -69,6 +69,7 @@ pub async fn run(core: &Arc<Core>, id: &MoveId, mut heard: mpsc::Receiver<Heard>
         let mut reason = "it was ended before the hand-over".to_owned();
         let stored = match ready {
             Ok(ready) => {
+                godwit_hold::reach("hand-over").await;
                 activated = Some(ready);
                 hand_over(core, &open).await
             }

@@ -150,7 +150,12 @@ impl Server {
         let mut events = Vec::with_capacity(EVENTS);
         let mut turn = Instant::now();
         loop {
-            let busy = self.has_work() || !self.deferred.is_empty();
+            // Only what somebody waits for is put in while the filling is to stand still.
+            let held = self.placed && godwit_hold::wanted("fill");
+            if held {
+                godwit_hold::tell_reached("fill");
+            }
+            let busy = (self.has_work() && !held) || !self.deferred.is_empty();
             let wait = milliseconds(if busy { 0 } else { LOOK_MS });
             events.clear();
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&wait)) {
@@ -180,7 +185,7 @@ impl Server {
                     self.serve_fault(key, address)?;
                 }
             }
-            if self.placed {
+            if self.placed && !held {
                 self.fill_a_step(None)?;
             }
             if !busy && self.last_look.elapsed() >= Duration::from_millis(LOOK_MS) {
@@ -190,7 +195,7 @@ impl Server {
                 }
             }
             self.tell_progress();
-            if self.finished && self.spaces.iter().all(|s| s.layout.is_empty()) && self.deferred.is_empty() {
+            if self.finished && !held && self.spaces.iter().all(|s| s.layout.is_empty()) && self.deferred.is_empty() {
                 self.kept.drain().for_each(|key| self.store.drop_key(key));
                 self.report.left_bytes = self.store.bytes();
                 self.report.elapsed = self.began.map(|b| b.elapsed()).unwrap_or_default();

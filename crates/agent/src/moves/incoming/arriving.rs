@@ -256,6 +256,7 @@ impl Landing for Arriving {
             Event::RestoreNetwork { pid } => pid,
             other => return Err(format!("the keeper said {other:?} where the network was due").into()),
         };
+        godwit_hold::reach("restore").await;
         laps.lap("criu to network");
         task::attach_network(&self.host, &spec, pid).await?;
         // Frames out may leave from the first instant; frames in are parked.

@@ -62,6 +62,7 @@ impl Incoming {
             Ok(()) => prepare_rest(host, &id, &spec, image).await,
             Err(error) => Err(error),
         };
+        godwit_hold::reach("prepare").await;
         match ready {
             Ok(ready) => {
                 let incoming = Self {
