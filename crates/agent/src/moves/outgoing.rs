@@ -59,7 +59,7 @@ pub struct Outgoing {
     worker: Option<JoinHandle<Result<(), ()>>>,
     /// Cutting the connection is how a sender is stopped: it then undoes what it did, as for any broken wire.
     connection: Arc<std::sync::Mutex<Option<OwnedFd>>>,
-    _held: Arc<std::sync::Mutex<Held>>,
+    held: Arc<std::sync::Mutex<Held>>,
 }
 
 /// What a container that stands still needs of its host, from around the freeze to the verdict.
@@ -68,6 +68,8 @@ struct Held {
     expedited: Option<Expedited>,
     /// Nobody runs commands in it.
     closed: Option<Closed>,
+    /// The container has ended meanwhile, like this: the better reason for what fails then.
+    ended: Option<&'static str>,
 }
 
 impl Outgoing {
@@ -92,12 +94,12 @@ impl Outgoing {
             usual_cpu: None,
         };
         let worker = tokio::spawn(run(leaving, Arc::clone(&connection)));
-        Self { id, worker: Some(worker), connection, _held: held }
+        Self { id, worker: Some(worker), connection, held }
     }
 
     /// A move whose sender died with an earlier agent; only the store's verdict is missing.
     pub fn orphan(id: MoveId) -> Self {
-        Self { id, worker: None, connection: Arc::default(), _held: Arc::default() }
+        Self { id, worker: None, connection: Arc::default(), held: Arc::default() }
     }
 
     /// The end of the sending part: given away, or failed and running on. Never, once it has been told.
@@ -116,9 +118,7 @@ impl Outgoing {
 
     /// Stops a sender that is still at work and waits until it has undone its part.
     pub async fn cancel(&mut self) {
-        if let Some(fd) = locked(&self.connection).as_ref() {
-            let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
-        }
+        self.hang_up();
         if let Some(worker) = self.worker.take()
             && timeout(Duration::from_millis(CANCEL_TIMEOUT_MS), worker).await.is_err()
         {
@@ -126,16 +126,23 @@ impl Outgoing {
         }
     }
 
-    /// The container has ended: there is nothing left to move.
-    pub fn fail(self, host: &Arc<Host>, reason: &str) {
+    /// The container has ended here. `false`: not everything was given away, so the move has failed. `true`: the
+    /// destination may have all of it, and only the store's word tells where it goes on.
+    pub async fn container_ended(&mut self, why: &'static str) -> bool {
+        locked(&self.held).ended = Some(why);
+        self.hang_up();
+        let Some(worker) = self.worker.take() else { return true };
+        match timeout(Duration::from_millis(CANCEL_TIMEOUT_MS), worker).await {
+            Ok(Ok(Err(()))) => false,
+            // A sender that died, or does not let go: nobody knows what it has sent.
+            Ok(Err(_)) | Err(_) | Ok(Ok(Ok(()))) => true,
+        }
+    }
+
+    fn hang_up(&self) {
         if let Some(fd) = locked(&self.connection).as_ref() {
             let _ = rustix::net::shutdown(fd, rustix::net::Shutdown::Both);
         }
-        if let Some(worker) = &self.worker {
-            worker.abort();
-        }
-        let error = ErrorBody::new(reason);
-        host.voice.say(FromAgent::MoveFailed { id: self.id, phase: Phase::Copy, error });
     }
 }
 
@@ -154,6 +161,7 @@ async fn run(mut leaving: Leaving, connection: Arc<std::sync::Mutex<Option<Owned
     match result {
         Ok(()) => Ok(()),
         Err((phase, error)) => {
+            let error = locked(&leaving.held).ended.map_or(error, ErrorBody::new);
             tracing::warn!(container = %leaving.spec.name, %phase, error = error.one_line(), "not moved; it runs on");
             host.voice.say(FromAgent::MoveFailed { id, phase, error });
             Err(())

@@ -47,6 +47,8 @@ pub struct Task {
     health: Option<HealthLoop>,
     outgoing: Option<Outgoing>,
     looker: movable::Looker,
+    /// How it ended after it was given away, until the store says where it goes on.
+    ended: Option<Exit>,
 }
 
 impl Task {
@@ -80,6 +82,7 @@ impl Task {
             health: None,
             outgoing: None,
             looker: movable::Looker::default(),
+            ended: None,
         }
     }
 
@@ -130,7 +133,7 @@ impl Task {
             return;
         }
         if let Some(exit) = exit {
-            self.exited(exit).await;
+            self.exited(exit);
         } else if self.assignment.run {
             self.restart_at = Some(Instant::now());
         }
@@ -335,14 +338,14 @@ impl Task {
     async fn hear(&mut self, event: Option<Event>) {
         match event {
             Some(Event::Exited(exit)) => {
-                self.drop_outgoing("the container ended while it was being moved");
+                let given_away = self.given_away("the container ended while it was being moved").await;
                 self.settle().await;
-                self.exited(exit).await;
+                self.ended(exit, given_away);
             }
             Some(_) => {}
             // The keeper is gone, and the container with it.
             None => {
-                self.drop_outgoing("the container's keeper ended");
+                let given_away = self.given_away("the container's keeper ended while it was being moved").await;
                 let exit = keeper_state::read_exit(&self.shared.dir).ok().flatten();
                 self.settle().await;
                 let killed = Exit {
@@ -351,12 +354,36 @@ impl Task {
                     oom_killed: false,
                     finished_at_unix_ms: now_ms(),
                 };
-                self.exited(exit.unwrap_or(killed)).await;
+                self.ended(exit.unwrap_or(killed), given_away);
             }
         }
     }
 
-    async fn exited(&mut self, exit: Exit) {
+    /// Whether all of a container that has ended may be on another host; a move that has not come so far fails.
+    async fn given_away(&mut self, why: &'static str) -> bool {
+        match &mut self.outgoing {
+            Some(outgoing) => outgoing.container_ended(why).await,
+            None => false,
+        }
+    }
+
+    /// It goes on elsewhere, if the store says so: here it starts again only when the store says that it does not.
+    fn ended(&mut self, exit: Exit, given_away: bool) {
+        if given_away {
+            self.ended = Some(exit);
+            let message = "it ended after it was given away, and waits for the controller's word on its move";
+            self.set_state(ContainerState::Stopped, Some(message.to_owned()));
+            return;
+        }
+        if self.outgoing.take().is_some() {
+            self.record.outgoing = None;
+            *locked(&self.shared.outgoing) = None;
+            self.save_record();
+        }
+        self.exited(exit);
+    }
+
+    fn exited(&mut self, exit: Exit) {
         let status = exit_status(&exit);
         let code = status.code;
         let how = match exit.signal {
@@ -495,17 +522,11 @@ impl Task {
         self.save_record();
         if self.live.is_some() {
             self.set_state(ContainerState::Running, None);
+        } else if let Some(exit) = self.ended.take() {
+            self.exited(exit);
         } else if self.assignment.run {
             // It did not survive an agent that was giving it away.
             self.restart_at = Some(Instant::now());
-        }
-    }
-
-    fn drop_outgoing(&mut self, reason: &str) {
-        if let Some(outgoing) = self.outgoing.take() {
-            outgoing.fail(&self.host, reason);
-            self.record.outgoing = None;
-            *locked(&self.shared.outgoing) = None;
         }
     }
 
