@@ -75,7 +75,14 @@ impl Incoming {
                     stage: tokio::sync::Mutex::new(Stage::Ready(Box::new(ready))),
                     site: tokio::sync::Mutex::default(),
                 };
-                locked(&host.incoming).insert(id, Arc::new(incoming));
+                let incoming = Arc::new(incoming);
+                locked(&host.incoming).insert(id.clone(), Arc::clone(&incoming));
+                // Who took the move back while this was made has found nothing to unmake.
+                if is_over(host, &id, since_revision) {
+                    let reason = "the move was taken back while its destination was made ready";
+                    incoming.discard(host, reason).await;
+                    return Err(ErrorBody::new(reason));
+                }
                 Ok(())
             }
             Err(error) => {
@@ -85,6 +92,12 @@ impl Incoming {
             }
         }
     }
+}
+
+/// Whether the newest word is younger than the move and does not know it.
+fn is_over(host: &Host, id: &MoveId, since_revision: u64) -> bool {
+    let newest = host.desired.borrow().clone();
+    newest.is_some_and(|d| d.revision >= since_revision && !d.moves.iter().any(|m| m.id == *id))
 }
 
 fn is_here(host: &Host, spec: &ContainerSpec) -> bool {
