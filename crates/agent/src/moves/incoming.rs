@@ -30,7 +30,7 @@ use tokio_rustls::server::TlsStream;
 
 use self::arriving::{Site, arrive};
 use super::dump::WorkDirs;
-use super::fill;
+use super::{fill, ghosts};
 use crate::expedite::Expedited;
 use crate::host::{Host, locked};
 use crate::keeper::Keeper;
@@ -132,6 +132,10 @@ impl Incoming {
         held.record.since_revision = revision;
         if let Err(error) = held.record.save(&container_dir(host, &self.spec.id)) {
             tracing::error!(error = ErrorBody::from_chain(&error).one_line(), "the container's record is stale");
+        }
+        if result.is_err() {
+            // It is started again from its files.
+            ghosts::remove(host, &self.spec).await;
         }
         let assignment =
             Assignment { spec: self.spec.clone(), generation, run: true, start_count: held.record.start_count };

@@ -2,6 +2,7 @@
 
 pub mod dump;
 pub mod fill;
+pub mod ghosts;
 pub mod incoming;
 pub mod outgoing;
 pub mod room;

@@ -221,6 +221,9 @@ pub async fn adopt_all(host: &Arc<Host>, last: Option<&Desired>) {
                 continue;
             }
             record.incoming = None;
+            if phase != Some(Phase::Running) {
+                crate::moves::ghosts::remove(host, &record.spec).await;
+            }
         }
         let run = last.and_then(|d| d.containers.iter().find(|a| a.spec.id == id)).is_none_or(|a| a.run);
         let assignment = Assignment {
