@@ -6,6 +6,7 @@ pub mod ghosts;
 pub mod incoming;
 pub mod outgoing;
 pub mod room;
+mod repair;
 
 use std::sync::Arc;
 use std::time::Duration;

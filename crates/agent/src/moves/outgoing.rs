@@ -395,7 +395,16 @@ impl Workload for Leaving {
                 self.begin_dump(Some(pages.into()), None).await?.0
             }
         };
-        tokio::task::spawn_blocking(move || begun.finish()).await??;
+        let cgroup = self.cgroup.clone();
+        let dump = move || {
+            begun.finish().inspect_err(|_| {
+                let connections = cgroup.pids().map(|pids| super::repair::end(&pids)).unwrap_or_default();
+                if connections > 0 {
+                    tracing::warn!(connections, "CRIU ended in the middle of a dump: connections may be broken");
+                }
+            })
+        };
+        tokio::task::spawn_blocking(dump).await??;
         if let Some(unplugging) = self.unplugging.take() {
             unplugging.await??;
         }
