@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use godwit_lab::Node;
 use serde_json::Value;
 
+use crate::site;
 use crate::world::{Client, World};
 
 /// `ps` tells the truth after this long, in seconds.
@@ -140,43 +141,12 @@ impl Fault {
     }
 
     fn only_on(&self, at: &str) {
-        let wrong = || {
-            (1..=3)
-                .map(|n| (n, leftovers(&self.world, n)))
-                .find(|(n, left)| left.len() != usize::from(at == format!("h{n}")))
-        };
+        let id = self.world.container("f/w-1").unwrap()["id"].as_str().unwrap().to_owned();
+        let wanted = |n: u32| if at == format!("h{n}") { site::one_container(&id, "f.w-1") } else { Vec::new() };
+        let wrong = || (1..=3).map(|n| (n, site::remains(&self.world, n))).find(|(n, remains)| *remains != wanted(*n));
         let clean = self.world.until(Duration::from_secs(10), || wrong().is_none().then_some(()));
         assert!(clean.is_some(), "it is on {at}, and yet: {:?}\n{}", wrong(), self.world.logs());
-        // Nothing of CRIU, and no working files.
-        for n in 1..=3 {
-            let look = || {
-                let script = "ls /run/godwit/agent/moves; grep -c cgyard /proc/self/mountinfo; true";
-                let output = self.world.lab.exec(Node::Host(n), &["sh", "-c", script]).unwrap().output().unwrap();
-                String::from_utf8(output.stdout).unwrap().trim().to_owned()
-            };
-            let clean = self.world.until(Duration::from_secs(10), || (look() == "0").then_some(()));
-            assert!(clean.is_some(), "h{n}: {}", look());
-        }
     }
-}
-
-/// Containers of a host: directories and cgroups.
-fn leftovers(world: &World, host: u32) -> Vec<String> {
-    let names = |path: std::path::PathBuf| {
-        let list = std::fs::read_dir(path).into_iter().flatten().flatten();
-        list.filter(|e| e.path().is_dir())
-            .filter_map(|e| e.file_name().into_string().ok())
-            .filter(|n| n != "keepers")
-            .collect::<Vec<_>>()
-    };
-    let mut all = names(world.lab.paths().host_state(Node::Host(host)).join("agent/containers"));
-    for root in ["/sys/fs/cgroup/pids", "/sys/fs/cgroup"] {
-        let path = std::path::Path::new(root).join(&world.lab.paths().containers_cgroup(Node::Host(host))[1..]);
-        all.extend(names(path));
-    }
-    all.sort();
-    all.dedup();
-    all
 }
 
 #[test]
@@ -197,9 +167,9 @@ fn the_destinations_agent_is_killed_while_memory_is_filled_in() {
     let Some(fault) = Fault::begin("f-fill", 512, &["--link", "10gbit"]) else { return };
     let mut migrate = fault.start_move();
     let to = format!("h{}", fault.to);
-    let owned = fault
-        .world
-        .until(Duration::from_secs(60), || (fault.world.host_of("f/w-1") == to && fillers() > 0).then_some(()));
+    let fillers = || site::running(&fault.world, fault.to, site::Program::Filler).len();
+    let filling = || fault.world.host_of("f/w-1") == to && fillers() > 0;
+    let owned = fault.world.until(Duration::from_secs(60), || filling().then_some(()));
     fault.world.lab.kill_agent(fault.to).unwrap();
     assert!(owned.is_some(), "nobody filled anything\n{}", fault.world.logs());
     fault.world.lab.start_agent(fault.to).unwrap();
@@ -209,16 +179,6 @@ fn the_destinations_agent_is_killed_while_memory_is_filled_in() {
     let after = fault.world.until(Duration::from_secs(10), || fault.status()).expect("it answers");
     fault.check(&after);
     fault.finish(&to);
-    assert_eq!(fillers(), 0);
-}
-
-/// Processes on this machine that fill memory in; tests of labs run one at a time.
-fn fillers() -> usize {
-    let processes = std::fs::read_dir("/proc").unwrap().flatten();
-    let is = |path: std::path::PathBuf| {
-        std::fs::read(path.join("cmdline")).is_ok_and(|c| c.windows(8).any(|w| w == b"\0filler\0"))
-    };
-    processes.filter(|p| is(p.path())).count()
 }
 
 #[test]

@@ -9,4 +9,6 @@ mod isolation;
 mod movable;
 mod moves;
 mod sending;
+mod site;
+mod table;
 mod world;

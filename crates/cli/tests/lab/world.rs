@@ -191,6 +191,27 @@ impl World {
         nodes.map(|node| format!("--- {node}: {}\n", self.lab.log_tail(node).replace(" | ", "\n"))).collect()
     }
 
+    /// Whoever comes to this point on this node stands still.
+    pub fn hold(&self, node: Node, point: &str) {
+        let holds = self.lab.paths().holds(node);
+        let _ = std::fs::remove_file(godwit_hold::reached_file(&holds, point));
+        std::fs::write(holds.join(point), "").unwrap();
+    }
+
+    pub fn is_held(&self, node: Node, point: &str) -> bool {
+        godwit_hold::reached_file(&self.lab.paths().holds(node), point).exists()
+    }
+
+    /// Ends a hold; one that has ended already is fine.
+    pub fn let_go(&self, node: Node, point: &str) {
+        let _ = std::fs::remove_file(self.lab.paths().holds(node).join(point));
+    }
+
+    /// Keeps the daemons' logs where the build's output is.
+    pub fn keep_logs(&self) {
+        keep_logs(&self.name, self.lab.paths().state().join("log").as_path());
+    }
+
     /// Takes the lab down; nothing may be left of it.
     #[track_caller]
     pub fn down(mut self) {
@@ -206,7 +227,7 @@ impl Drop for World {
             return;
         }
         if std::thread::panicking() {
-            keep_logs(&self.name, self.lab.paths().state().join("log").as_path());
+            self.keep_logs();
         }
         if let Err(error) = Lab::down_by_name(&self.name) {
             eprintln!("{error}");
@@ -232,6 +253,12 @@ pub struct Client {
 }
 
 impl Client {
+    /// Ends it, whatever became of its connections.
+    pub fn end(mut self) {
+        drop(self.stdin.take());
+        self.child.wait().unwrap();
+    }
+
     /// Ends it and returns its report; it has to have found everything right.
     #[track_caller]
     pub fn finish(mut self) -> Value {
