@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::WorkloadError;
-use super::gap::{GapMeter, Report};
+use super::gap::{GapMeter, IntervalArgs, Report};
 use super::health::Status;
 use super::pattern::{self, mix};
 use super::stop::{Stop, Until};
@@ -40,6 +40,8 @@ pub struct ClientArgs {
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
     #[command(flatten)]
+    pub intervals: IntervalArgs,
+    #[command(flatten)]
     pub until: Until,
 }
 
@@ -68,7 +70,7 @@ pub fn run_client(args: &ClientArgs) -> Result<Report, WorkloadError> {
 fn one_connection(args: &ClientArgs, number: u32, stop: &Stop, flowing: &AtomicUsize) -> Report {
     let mut report = Report { connections: 1, ..Report::default() };
     // One meter over reconnections: the time without a connection is silence too.
-    let mut meter = GapMeter::start();
+    let mut meter = GapMeter::with_intervals(args.intervals);
     for attempt in 0..=MAX_RECONNECTS {
         let seed = mix(args.seed ^ (u64::from(number) << 32) ^ attempt);
         match one_stream(args, seed, stop, flowing, &mut meter, &mut report) {
@@ -105,7 +107,7 @@ fn one_stream(
     stream.write_all(&Hello::Stream { chunk_bytes: args.chunk_bytes, interval_us: args.interval_us, seed }.encode())?;
     if report.errors == 0 {
         // The time to connect is no silence of a connection.
-        *meter = GapMeter::start();
+        meter.restart();
     }
     let sent = AtomicU64::new(0);
     let broken = AtomicBool::new(false);

@@ -1,5 +1,6 @@
 //! What a client saw: the longest silence, and everything else a report says.
 
+use std::collections::BTreeMap;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -155,9 +156,24 @@ impl Report {
             self.client_gap_ms = other.client_gap_ms;
             self.client_gap_ended_unix_ms = other.client_gap_ended_unix_ms;
         }
+        self.intervals = merged(std::mem::take(&mut self.intervals), other.intervals);
         let room = MAX_MESSAGES.saturating_sub(self.messages.len());
         self.messages.extend(other.messages.into_iter().take(room));
     }
+}
+
+/// The intervals of two connections: arrivals of both, the longest silence of either.
+fn merged(one: Vec<Interval>, other: Vec<Interval>) -> Vec<Interval> {
+    let mut all: BTreeMap<u64, Interval> = one.into_iter().map(|i| (i.until_unix_ms, i)).collect();
+    for interval in other {
+        all.entry(interval.until_unix_ms)
+            .and_modify(|known| {
+                known.arrivals += interval.arrivals;
+                known.client_gap_ms = known.client_gap_ms.max(interval.client_gap_ms);
+            })
+            .or_insert(interval);
+    }
+    all.into_values().collect()
 }
 
 pub(crate) fn unix_ms(time: SystemTime) -> u64 {
@@ -183,6 +199,21 @@ mod tests {
         assert!(all.ok());
         all.error("no");
         assert!(!all.ok());
+    }
+
+    #[test]
+    fn intervals_of_several_connections_are_one_row() {
+        let row = |gaps: &[(f64, u64)]| {
+            let mut meter = GapMeter::with_intervals(IntervalArgs { interval_ms: 100 });
+            gaps.iter().for_each(|(gap_ms, now_ms)| meter.note_interval(*gap_ms, *now_ms));
+            let mut report = Report::new("x");
+            report.gap(&meter);
+            report
+        };
+        let mut all = row(&[(1.0, 1_000), (9.0, 1_250)]);
+        all.add(row(&[(3.0, 1_010), (2.0, 1_110)]));
+        let seen: Vec<_> = all.intervals.iter().map(|i| (i.until_unix_ms, i.arrivals, i.client_gap_ms)).collect();
+        assert_eq!(seen, [(1_100, 2, 3.0), (1_200, 1, 2.0), (1_300, 1, 9.0)]);
     }
 
     #[test]

@@ -1,13 +1,13 @@
 //! Memory that is rewritten and verified all the time.
 
-use std::time::Duration;
-
 use super::blocks::{BLOCK_BYTES, Blocks};
 use super::health::{Health, count};
 use super::pattern::mix;
+use super::streams::Pace;
 
 const WORDS_PER_PAGE: usize = BLOCK_BYTES / 8;
-const TICK_MS: u64 = 10;
+const TICKS_PER_SECOND: u64 = 100;
+const TICK_US: u32 = 10_000;
 /// One page in this many is never written: it must stay zero, and costs nothing until it is sent.
 const ZERO_SHARE: usize = 16;
 
@@ -58,9 +58,10 @@ impl Memory {
         if all == 0 {
             return;
         }
-        let per_tick = |per_second: u64| per_second.div_ceil(1000 / TICK_MS) as usize;
+        let per_tick = |per_second: u64| per_second.div_ceil(TICKS_PER_SECOND) as usize;
         let rewrites = if self.pages.len() == 0 { 0 } else { per_tick(dirty_pages_per_second.into()) };
         let checks = per_tick((u64::from(check_mib_per_second) << 20) >> 12);
+        let mut pace = Pace::new(TICK_US);
         let mut random = 1;
         let mut next = 0;
         loop {
@@ -83,7 +84,7 @@ impl Memory {
                     count(&health.memory_passes, 1);
                 }
             }
-            std::thread::sleep(Duration::from_millis(TICK_MS));
+            pace.wait();
         }
     }
 

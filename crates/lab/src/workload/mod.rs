@@ -16,6 +16,7 @@ mod files;
 mod gap;
 mod health;
 mod http;
+mod idle;
 mod image;
 mod memory;
 mod pattern;
@@ -24,6 +25,7 @@ mod server;
 mod stop;
 mod streams;
 mod wires;
+mod writer;
 
 use std::net::SocketAddr;
 use std::process::ExitCode;
@@ -32,10 +34,12 @@ pub use client::{ClientArgs, run_client, status};
 pub use gap::{Interval, IntervalArgs, Report};
 pub use health::Status;
 pub use http::{HttpArgs, run_http};
+pub use idle::{IdleArgs, run_idle};
 pub use image::{ImageArgs, ImageError, ImageSummary, write_image};
 pub use redis::{RedisArgs, RedisDataArgs, check_redis, fill_redis, run_redis};
 pub use server::{ServerArgs, serve};
 pub use stop::Until;
+pub use writer::{WriterArgs, write_memory};
 
 /// A workload that could not do its work at all, as opposed to finding something wrong.
 #[derive(Debug, thiserror::Error)]
@@ -62,6 +66,8 @@ impl WorkloadError {
 pub enum WorkloadCommand {
     /// Keep memory, files, pipes, timers and TCP streams busy and verify all of it
     MemoryFilesStreams(ServerArgs),
+    /// Rewrite memory at a given rate and verify it; with the streams of memory-files-streams
+    MemoryWriter(WriterArgs),
     /// Exchange verified streams with memory-files-streams and measure the longest silence
     Client(ClientArgs),
     /// Ask memory-files-streams whether all is well
@@ -76,6 +82,8 @@ pub enum WorkloadCommand {
     RedisFill(RedisDataArgs),
     /// Verify the values that redis-fill has written
     RedisCheck(RedisDataArgs),
+    /// Hold many idle connections to Redis and ask each one again in the end
+    RedisIdle(IdleArgs),
     /// Get one big file over one HTTP/1.1 connection and check its SHA-256
     HttpClient(HttpArgs),
     /// Write an OCI image layout that holds this program
@@ -90,6 +98,7 @@ pub enum WorkloadCommand {
 pub fn run(command: WorkloadCommand, own_prefix: &[&str]) -> Result<ExitCode, WorkloadError> {
     match command {
         WorkloadCommand::MemoryFilesStreams(args) => serve(&args, own_prefix),
+        WorkloadCommand::MemoryWriter(args) => write_memory(&args),
         WorkloadCommand::Client(args) => finish(&run_client(&args)?),
         WorkloadCommand::Status { address } => {
             let status = status(address)?;
@@ -99,6 +108,7 @@ pub fn run(command: WorkloadCommand, own_prefix: &[&str]) -> Result<ExitCode, Wo
         WorkloadCommand::RedisClient(args) => finish(&run_redis(&args)?),
         WorkloadCommand::RedisFill(args) => finish(&fill_redis(&args)?),
         WorkloadCommand::RedisCheck(args) => finish(&check_redis(&args)?),
+        WorkloadCommand::RedisIdle(args) => finish(&run_idle(&args)?),
         WorkloadCommand::HttpClient(args) => finish(&run_http(&args)?),
         WorkloadCommand::Image(args) => {
             println!("{}", serde_json::to_string(&args.run(own_prefix)?)?);

@@ -1,7 +1,7 @@
 //! `memory-files-streams`: everything a move has to carry, in one program that checks itself.
 
 use std::io::Read;
-use std::net::{IpAddr, Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -42,40 +42,36 @@ pub struct ServerArgs {
 
 /// Runs until the first violation: names it on standard error and returns exit code 1.
 pub fn serve(args: &ServerArgs, own_prefix: &[&str]) -> Result<ExitCode, WorkloadError> {
-    let health = Arc::new(Health::new(random().map_err(WorkloadError::io("read /dev/urandom"))?));
+    let health = new_health()?;
     let files =
         Files::new(&args.dir, args.seed).map_err(WorkloadError::io(format!("make files in {}", args.dir.display())))?;
     let memory = Memory::new(args.seed, args.memory_mib);
-    let listener = TcpListener::bind((args.listen, args.port))
-        .map_err(WorkloadError::io(format!("listen on {}:{}", args.listen, args.port)))?;
-    let address = listener.local_addr().map_err(WorkloadError::io("ask for the port"))?;
-
+    let (listener, address) = listen(args.listen, args.port)?;
     wires::start(&health, args.seed, own_prefix)
         .map_err(WorkloadError::io("start pipes, timers and the child process"))?;
     let (dirty, check) = (args.dirty_pages_per_second, args.check_mib_per_second);
-    for (name, work) in [
-        (
-            "memory",
-            Box::new({
-                let h = health.clone();
-                move || memory.run(&h, dirty, check)
-            }) as Box<dyn FnOnce() + Send>,
-        ),
-        (
-            "files",
-            Box::new({
-                let h = health.clone();
-                move || files.run(&h)
-            }),
-        ),
-        (
-            "accept",
-            Box::new({
-                let h = health.clone();
-                move || streams::accept(&listener, &h)
-            }),
-        ),
-    ] {
+    let (memory_health, files_health, streams_health) = (health.clone(), health.clone(), health.clone());
+    work_until_violation(
+        &health,
+        address,
+        vec![
+            ("memory", Box::new(move || memory.run(&memory_health, dirty, check))),
+            ("files", Box::new(move || files.run(&files_health))),
+            ("accept", Box::new(move || streams::accept(&listener, &streams_health))),
+        ],
+    )
+}
+
+/// Work of one thread: it ends at the first violation, or never.
+pub(crate) type Work = Box<dyn FnOnce() + Send>;
+
+/// Starts a thread for each work, says where it listens, and waits for the first violation.
+pub(crate) fn work_until_violation(
+    health: &Health,
+    address: SocketAddr,
+    threads: Vec<(&str, Work)>,
+) -> Result<ExitCode, WorkloadError> {
+    for (name, work) in threads {
         std::thread::Builder::new()
             .name(name.to_owned())
             .spawn(work)
@@ -87,6 +83,18 @@ pub fn serve(args: &ServerArgs, own_prefix: &[&str]) -> Result<ExitCode, Workloa
     // Whoever asks now is told; then the exit code tells everyone else.
     std::thread::sleep(Duration::from_millis(STATUS_GRACE_MS));
     Ok(ExitCode::FAILURE)
+}
+
+pub(crate) fn listen(address: IpAddr, port: u16) -> Result<(TcpListener, SocketAddr), WorkloadError> {
+    let listener =
+        TcpListener::bind((address, port)).map_err(WorkloadError::io(format!("listen on {address}:{port}")))?;
+    let address = listener.local_addr().map_err(WorkloadError::io("ask for the port"))?;
+    Ok((listener, address))
+}
+
+/// With a number of its own for this start.
+pub(crate) fn new_health() -> Result<Arc<Health>, WorkloadError> {
+    Ok(Arc::new(Health::new(random().map_err(WorkloadError::io("read /dev/urandom"))?)))
 }
 
 fn random() -> std::io::Result<u64> {
