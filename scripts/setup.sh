@@ -17,7 +17,7 @@ packages=(
 )
 # What godwit is compared with, and how fast the link is: for ./dev bench only.
 [ "${1:-}" != bench ] || packages+=(runc iperf3 python3 util-linux)
-[ "${1:-}" != compat ] || packages+=(python3)
+case "${1:-}" in compat | soak) packages+=(python3) ;; esac
 # Packages that would start a service, and the service.
 services=(redis-server:redis-server nginx-light:nginx postgresql:postgresql docker-registry:docker-registry)
 

@@ -41,6 +41,7 @@ fn valid() -> Vec<Vec<u8>> {
         memory_bytes: 5,
         file_bytes: 2,
         rounds: 3,
+        slowed_to_percent: Some(25),
         stood_still: None,
     };
     let line = LogLine { at_ms: 1, stream: LogStream::Stderr, text: "\u{1b}[0m".into() };
