@@ -1,10 +1,10 @@
 """CRIU alone, driven at its best.
 
-- Redis is process 1 of a process namespace of its own, so that its number is free on the other side.
+- The program is process 1 of a process namespace of its own, so that its number is free on the other side.
 - CRIU finds its cache of kernel features on a tmpfs; without it each start spends some 20 ms on looking.
-- Redis is frozen by its control group when CRIU is about to stop it: CRIU, which looks at a group that is not yet
-  frozen only every 100 ms, goes on at once. Then frames to Redis are turned to the target, wait there, and are
-  delivered when the sockets are complete and before Redis runs on. CRIU's own network lock would lose them, and
+- It is frozen by its control group when CRIU is about to stop it: CRIU, which looks at a group that is not yet
+  frozen only every 100 ms, goes on at once. Then frames to it are turned to the target, wait there, and are
+  delivered when the sockets are complete and before it runs on. CRIU's own network lock would lose them, and
   their sender would wait for its retransmission timer: so it is off.
 - Stop and copy: pages go over the link to a page server, which writes them to a tmpfs; nothing else is copied,
   the small image files are simply there. That is in CRIU's favour.
@@ -24,12 +24,14 @@ from pathlib import Path
 from freezer import Freezer
 from hooks import Hooks
 from kernel import run, start, wait
-from peerlab import PAGES_ADDRESS, REDIS, PeerLab
+from peerlab import GUEST_ADDRESS, PAGES_ADDRESS, PeerLab
+from program import Program
 from uncork import Uncork
 from workload import Failed, Move, Place, wait_until
 
-REDIS_COMMAND = ["redis-server", "--port", "6379", "--bind", "0.0.0.0", "--protected-mode", "no", "--save", ""]
 PORT = 27_000
+# What is started by it is in a control group from its first instant, with all that it starts itself.
+JOIN = 'echo 0 >"$0/cgroup.procs" && exec "$@"'
 
 
 class Criu:
@@ -38,29 +40,33 @@ class Criu:
     def __init__(self, name: str, lab: PeerLab, work: Path, criu: str) -> None:
         self.name, self._lazy = name, name == "criu-lazy-pages"
         self._lab, self._work, self._criu = lab, work / name, criu
-        self.place = Place(REDIS, network=lab.client)
+        self.place = Place("")
+        self._program: Program | None = None
         self._pid = 0
         self._helpers: list[subprocess.Popen[str]] = []
         self._hooks: Hooks | None = None
         self._freezer: Freezer | None = None
         self._uncorks: list[Uncork] = []
 
-    def prepare(self) -> None:
-        """Starts Redis at the source."""
+    def prepare(self, program: Program) -> None:
+        """Starts a program at the source."""
+        self._program = program
+        self.place = Place(f"{GUEST_ADDRESS}:{program.port}", network=self._lab.client)
         self._lab.at_source()
         self._work.mkdir()
         os.chmod(self._work, 0o755)
         self._freezer = Freezer(self.name)
         self._hooks = Hooks(self._work, self._lab, self._freezer.freeze)
+        program.make_files(self._work)
+        joining = ["sh", "-c", JOIN, self._freezer.path, "setsid"]
         launcher = start(
-            ["unshare", "--pid", "--fork", "setsid", *REDIS_COMMAND],
+            ["unshare", *program.namespaces, "--fork", *joining, *program.command(self._work)],
             self._lab.guest["A"], dies=False, cwd=self._work, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
         self._helpers.append(launcher)
         children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children")
-        wait_until(lambda: bool(children.read_text().split()), 10, "start of Redis")
+        wait_until(lambda: bool(children.read_text().split()), 10, f"start of {program.service}")
         self._pid = int(children.read_text().split()[0])
-        self._freezer.add(self._pid)
 
     def move(self) -> Move:
         """Moves it from A to B."""
@@ -183,7 +189,7 @@ class Criu:
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: not running(pid), 10, "end of Redis")
+            wait_until(lambda: not running(pid), 10, "end of what was moved")
         self._pid = 0
         for process in self._helpers[:1]:
             process.wait()
@@ -193,6 +199,9 @@ class Criu:
             self._freezer = None
         if self._work.exists():
             shutil.rmtree(self._work)
+        if self._program:
+            self._program.remove_files()
+            self._program = None
 
 
 def running(pid: int) -> bool:

@@ -46,9 +46,6 @@ class Freezer:
         self._group.mkdir(exist_ok=True)
         self.path = str(self._group)
 
-    def add(self, pid: int) -> None:
-        (self._group / "cgroup.procs").write_text(str(pid))
-
     def freeze(self) -> None:
         freeze_group(self._group)
 

@@ -1,7 +1,7 @@
-"""Moves a Redis by godwit, by CRIU and by runc between two hosts on this machine, and compares what its client saw.
+"""Moves programs by godwit, by CRIU and by runc between two hosts on this machine, and compares what a client saw.
 
 The systems take turns, move by move, so that what else the machine does meets all of them. Every move is of a
-Redis that was just started and filled, with a client that has one connection, after memory was made warm.
+program that was just started and filled, with a client at work, after memory was made warm.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -24,8 +26,10 @@ from criu import Criu, version
 from godwit import Godwit
 from kernel import enter_private_mounts, mount, run, start, umount
 from peerlab import HOST_ADDRESS, PeerLab, settle
+from program import Program, Tools, Watch
 from runc import Runc
-from workload import WORKLOADS, Client, Failed, Move, Workload, answers, busy_s, check, fill, now_ms, wait_until, warm
+from workload import Failed, Move, busy_s, now_ms, wait_until, warm
+from workloads import WORKLOADS
 
 SYSTEMS = ("godwit", "criu-stop-and-copy", "criu-lazy-pages", "runc-stop-and-copy")
 MOVES, QUICK_MOVES = 5, 3
@@ -37,8 +41,10 @@ AFTER_S = 1.1
 LIMITS = {"fs/pipe-user-pages-soft": 0, "fs/pipe-max-size": 4 << 20, "vm/unprivileged_userfaultfd": 1}
 NOTES = (
     "Client gap: the longest time between two answers; in redis-small-idle at least the client's own 50 ms.",
-    "CRIU, runc: pages are sent over the link; the other image files (1 to 3 MB) and the root file system are on both"
-    " hosts at no cost. Downtime: from the frozen group to the moment right before Redis runs on.",
+    "CRIU, runc: pages are sent over the link; the other image files (1 to 3 MB), the root file system and all files are"
+    " on both hosts at no cost; godwit carries the files too. Downtime: from the frozen group to the moment right before"
+    " the program runs on.",
+    "nginx-midstream: the client's receive buffer of 64 KiB hides some 3 ms of silence.",
     "CRIU, runc: the benchmark sends what CRIU leaves corked on its connection (up to 200 ms each time without).",
     "bytes_sent: of godwit as it says itself, of the others all that left the source's link.",
     "cpu_s: of the whole machine, less what it used in the half second before; other work on it counts.",
@@ -53,13 +59,17 @@ def arguments() -> argparse.Namespace:
     names = [workload.name for workload in WORKLOADS]
     parser = argparse.ArgumentParser(prog="./dev bench migration", description=__doc__.split("\n")[0])
     parser.add_argument("--report", metavar="FILE", required=True, help="where the figures go, as JSON")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_MOVES} moves each instead of {MOVES}")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_MOVES} moves each instead of {MOVES}, Redis only")
+    parser.add_argument("--moves", type=int, help="moves of each system, for development")
     parser.add_argument("--only", metavar="WORKLOADS", help=f"of {', '.join(names)}")
     parser.add_argument("--systems", metavar="SYSTEMS", help=f"of {', '.join(SYSTEMS)}")
-    parser.add_argument("--mib", type=int, help="size of the values in the large workloads, for development")
+    parser.add_argument("--mib", type=int, help="size of the large workloads, for development")
     parser.add_argument("--check-arguments", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
+    if not given.only:
+        names = [workload.name for workload in WORKLOADS if workload.quick or not given.quick]
     given.only = _chosen(parser, given.only, names)
+    given.moves = given.moves or (QUICK_MOVES if given.quick else MOVES)
     given.systems = _chosen(parser, given.systems, SYSTEMS)
     return given
 
@@ -108,15 +118,15 @@ def measure_link(lab: PeerLab) -> dict[str, Any]:
         server.wait()
 
 
-def one_move(program: str, system: Any, workload: Workload) -> Move:
+def one_move(system: Any, program: Program) -> Move:
     """Starts, fills, moves and verifies; leaves nothing behind."""
-    client = None
+    client: Watch | None = None
     try:
-        system.prepare()
-        wait_until(lambda: answers(system.place, program), 60, "the first answer of Redis")
-        fill(program, system.place, workload.mib)
-        warm(workload.mib)
-        client = Client(program, system.place, workload.client_us)
+        system.prepare(program)
+        wait_until(lambda: program.answers(system.place), 60, f"the first answer of {program.service}")
+        program.fill(system.place)
+        warm(program.warm_mib)
+        client = program.client(system.place)
         time.sleep(STEADY_S)
         base = busy_s()
         time.sleep(BASE_S)
@@ -130,7 +140,7 @@ def one_move(program: str, system: Any, workload: Workload) -> Move:
             system.describe(move)
         time.sleep(AFTER_S)
         client.finish(move)
-        wrong = check(program, system.place, workload.mib)
+        wrong = program.check(system.place)
         move.errors += len(wrong)
         move.messages += wrong
         return move
@@ -140,16 +150,17 @@ def one_move(program: str, system: Any, workload: Workload) -> Move:
         system.cleanup()
 
 
-def measure(program: str, systems: Sequence[Any], workload: Workload, moves: int) -> list[dict[str, Any]]:
+def measure(name: str, systems: Sequence[Any], program: Program, moves: int) -> list[dict[str, Any]]:
     """All moves of one workload, the systems taking turns."""
     good: dict[str, list[Move]] = {system.name: [] for system in systems}
     failed: dict[str, list[str]] = {system.name: [] for system in systems}
+    able = [system for system in systems if system.name not in program.cannot]
     for number in range(1, moves + 1):
-        for system in systems:
-            label = f"{workload.name}, {system.name}, move {number} of {moves}"
+        for system in able:
+            label = f"{name}, {system.name}, move {number} of {moves}"
             try:
-                move = one_move(program, system, workload)
-            except (Failed, OSError, TimeoutError, RuntimeError) as error:
+                move = one_move(system, program)
+            except (Failed, OSError, TimeoutError, RuntimeError, subprocess.SubprocessError) as error:
                 failed[system.name].append(str(error))
                 say(f"{label}: failed: {error}")
                 continue
@@ -159,7 +170,7 @@ def measure(program: str, systems: Sequence[Any], workload: Workload, moves: int
                 f" ({', '.join(f'{name} {ms:.0f}' for name, ms in move.parts.items())}), total {move.total_ms:.0f} ms,"
                 f" {move.bytes_sent >> 20} MiB, {move.cpu_s:.2f} CPU s, {move.errors} errors"
             )
-    return [report.result(workload.name, s.name, good[s.name], failed[s.name]) for s in systems]
+    return [report.result(name, s.name, good[s.name], failed[s.name], program.cannot.get(s.name)) for s in systems]
 
 
 def main() -> int:
@@ -192,6 +203,10 @@ def main() -> int:
     work = Path(tempfile.mkdtemp(prefix="godwit-bench-"))
     with contextlib.ExitStack() as stack:
         stack.callback(restore_limits, limits)
+        # Labs do not see what is mounted here, but all of the disk.
+        disk = Path(tempfile.mkdtemp(prefix="godwit-bench-", dir="/var/tmp"))
+        disk.chmod(0o755)
+        stack.callback(shutil.rmtree, disk, ignore_errors=True)
         stack.callback(work.rmdir)
         mount("bench", str(work), "tmpfs", "mode=755,size=90%")
         stack.callback(umount, str(work))
@@ -200,7 +215,7 @@ def main() -> int:
         lab = PeerLab()
         stack.callback(lab.close)
         settle()
-        found = compare(given, program, criu, images, work, mounts, lab)
+        found = compare(given, Tools(program, images, disk), criu, work, mounts, lab)
     output.write_text(json.dumps(found, indent=1) + "\n")
     print(report.table(found))
     bad = any(entry["errors"] or entry.get("failures") for entry in found["results"])
@@ -213,32 +228,32 @@ def restore_limits(limits: dict[str, str]) -> None:
 
 
 def compare(
-    given: argparse.Namespace, program: str, criu: str, images: Path, work: Path, mounts: int, lab: PeerLab
+    given: argparse.Namespace, tools: Tools, criu: str, work: Path, mounts: int, lab: PeerLab
 ) -> dict[str, Any]:
     """Measures everything that was asked for."""
     load = [Path("/proc/loadavg").read_text().split()[:3]]
     made: dict[str, Any] = {
-        "godwit": lambda: Godwit(program, mounts, images, work),
+        "godwit": lambda: Godwit(tools.godwit, mounts),
         "criu-stop-and-copy": lambda: Criu("criu-stop-and-copy", lab, work, criu),
         "criu-lazy-pages": lambda: Criu("criu-lazy-pages", lab, work, criu),
         "runc-stop-and-copy": lambda: Runc(lab, work, criu),
     }
     systems = [made[name]() for name in SYSTEMS if name in given.systems]
+    chosen = [workload.resized(given.mib) for workload in WORKLOADS if workload.name in given.only]
     results: list[dict[str, Any]] = []
     skipped: list[dict[str, str]] = []
     if float(load[0][0]) > 1:
         say(f"warning: load average {load[0][0]}: other work on this machine is in every figure")
     link = measure_link(lab)
     try:
-        for workload in (w for w in WORKLOADS if w.name in given.only):
-            if given.mib and workload.mib:
-                workload = Workload(workload.name, given.mib, workload.client_us)
-            need, have = 3 * workload.mib, available_mib()
+        for workload in chosen:
+            program = workload.program(tools)
+            need, have = program.need_mib, available_mib()
             if have < need:
                 skipped.append({"workload": workload.name, "why": f"{have} MiB of memory available, {need} needed"})
                 say(f"{workload.name}: skipped: {skipped[-1]['why']}")
                 continue
-            results += measure(program, systems, workload, QUICK_MOVES if given.quick else MOVES)
+            results += measure(workload.name, systems, program, given.moves)
     finally:
         for system in systems:
             if isinstance(system, Godwit):
@@ -254,8 +269,7 @@ def compare(
         "results": results, "link": link, "machine": machine, "ratios": report.ratios(results), "skipped": skipped,
         "notes": NOTES,
         "workloads": {
-            w.name: {"mib": given.mib if given.mib and w.mib else w.mib, "client_interval_us": w.client_us}
-            for w in WORKLOADS
+            workload.name: workload.settings for workload in chosen
         },
     }
 

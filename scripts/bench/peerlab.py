@@ -26,9 +26,11 @@ HOST_ADDRESS = {"A": "10.78.0.11", "B": "10.78.0.12"}
 PAGES_ADDRESS = {"A": "10.78.0.21", "B": "10.78.0.22"}
 HOST_MAC = {"A": "02:00:00:00:01:0a", "B": "02:00:00:00:01:0b"}
 PAGES_MAC = {"A": "02:00:00:00:02:0a", "B": "02:00:00:00:02:0b"}
+# Ports of the client: another range for each move, in turns.
+FIRST_PORT, PORTS, PORT_RANGES = 10_000, 9_000, 6
+DRAIN_S = 5.0
 # The same arithmetic as `godwit lab --link 10gbit`.
 SHAPE = "tbf rate 10000000000bit burst 1250000 limit 26250000"
-REDIS = f"{GUEST_ADDRESS}:6379"
 
 
 class PeerLab:
@@ -60,6 +62,7 @@ class PeerLab:
         self.host["B"].ip("link set dev park learning off\n", "bridge")
         self.sink = Tap(self.host["A"], "sink")
         self.host["A"].ip("link set sink master br0\nlink set sink up\n")
+        self._moves = 0
         self._switching, self._arriving = Forwarding(self.switch), Forwarding(self.host["B"])
         self._leaving = Forwarding(self.host["A"])
         self._leaving.learn("uplink", "sink")
@@ -102,10 +105,23 @@ class PeerLab:
 
     def at_source(self) -> None:
         """Frames for Redis go to host A; on host B they would wait."""
+        self._drain()
+        # No connection is taken for one of an earlier move, of which a guest may still know.
+        self._moves += 1
+        first = FIRST_PORT + self._moves % PORT_RANGES * PORTS
+        ports = f"{first} {first + PORTS - 1}"
+        self.client.call(lambda: _write("/proc/sys/net/ipv4/ip_local_port_range", ports))
         self._leaving.point(CLIENT_MAC, "uplink")
         self._arriving.point(GUEST_MAC, "park")
         self._switching.point(GUEST_MAC, "portA")
         self.park.frames()
+
+    def _drain(self) -> None:
+        """Waits for the end of what an earlier move's connections still say to each other. Without an answer to its
+        last word a socket stays for minutes, and CRIU cannot restore another with the same addresses."""
+        deadline = time.monotonic() + DRAIN_S
+        while self.guest["B"].call(_open_connections) and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def park_at_target(self) -> None:
         """From now on frames for Redis go to host B and wait there: none meets a namespace without its socket.
@@ -149,6 +165,12 @@ class PeerLab:
 def _write(path: str, text: str) -> None:
     with contextlib.suppress(FileNotFoundError), open(path, "w", encoding="ascii") as file:
         file.write(text)
+
+
+def _open_connections() -> bool:
+    """Whether this network namespace has a TCP socket that neither listens nor only waits for its time to be over."""
+    with open("/proc/thread-self/net/tcp", encoding="ascii") as table:
+        return any(line.split()[3] not in ("06", "0A") for line in list(table)[1:])
 
 
 def _cable(near: NetNamespace, port: str, far: NetNamespace, device: str, mac: str | None) -> None:

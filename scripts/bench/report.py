@@ -15,8 +15,10 @@ def _both(values: Sequence[float]) -> dict[str, float]:
     return {"median": round(statistics.median(values), 3), "worst": round(max(values), 3)}
 
 
-def result(workload: str, system: str, moves: Sequence[Move], failures: Sequence[str]) -> dict[str, Any]:
-    """One entry of "results". Without a single good move its figures are null."""
+def result(
+    workload: str, system: str, moves: Sequence[Move], failures: Sequence[str], cannot: str | None = None
+) -> dict[str, Any]:
+    """One entry of "results". Without a single good move its figures are null; `cannot`: why none was tried."""
     entry: dict[str, Any] = {"workload": workload, "system": system, "moves": len(moves)}
     entry.update(dict.fromkeys(("client_gap_ms", "downtime_ms", "total_ms", "bytes_sent", "cpu_s")))
     if moves:
@@ -38,6 +40,8 @@ def result(workload: str, system: str, moves: Sequence[Move], failures: Sequence
         entry["messages"] = messages[:20]
     if failures:
         entry["failures"] = list(failures)
+    if cannot:
+        entry["cannot"] = cannot
     return entry
 
 
@@ -77,6 +81,8 @@ def table(report: dict[str, Any]) -> str:
         else:
             row += ["-"] * 7
         rows.append((*row, str(entry["errors"])))
+        if "cannot" in entry:
+            notes.append(f"{entry['workload']}, {entry['system']}: not tried: {entry['cannot']}")
         for failure in entry.get("failures", []):
             notes.append(f"{entry['workload']}, {entry['system']}: failed: {failure}")
         for message in entry.get("messages", []):

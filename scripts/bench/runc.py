@@ -13,15 +13,17 @@ import subprocess
 import time
 from pathlib import Path
 
-from criu import PORT, REDIS_COMMAND, tail
+from criu import PORT, tail
 from freezer import freeze_group, thaw_group
 from hooks import Hooks
 from kernel import bind, run, start, umount, wait
-from peerlab import HOST_ADDRESS, REDIS, PeerLab
+from peerlab import GUEST_ADDRESS, HOST_ADDRESS, PeerLab
+from program import Program
 from uncork import Uncork
 from workload import Failed, Move, Place
 
-PROGRAMS = ("/usr/bin/redis-server",)
+# What is moved is called so, whatever it is.
+NAME = "program"
 
 
 class Runc:
@@ -31,20 +33,25 @@ class Runc:
 
     def __init__(self, lab: PeerLab, work: Path, criu: str) -> None:
         self._lab, self._work, self._criu = lab, work / self.name, criu
-        self.place = Place(REDIS, network=lab.client)
+        self.place = Place("")
+        self._program: Program | None = None
         self._mounted: list[str] = []
         self._server: subprocess.Popen[str] | None = None
         self._hooks: Hooks | None = None
         self._uncork: Uncork | None = None
 
-    def prepare(self) -> None:
-        """Starts Redis in a container at the source."""
+    def prepare(self, program: Program) -> None:
+        """Starts a program in a container at the source."""
+        self._program = program
+        self.place = Place(f"{GUEST_ADDRESS}:{program.port}", network=self._lab.client)
         self._lab.at_source()
         self._work.mkdir()
         os.chmod(self._work, 0o755)
         self._hooks = Hooks(self._work, self._lab, lambda: freeze_group(self._group("A")))
         root = self._work / "root"
-        fill_root(root)
+        program.make_files(self._work)
+        program.root(root)
+        binds = program.binds(self._work)
         options = f"tcp-established\nnetwork-lock skip\nskip-in-flight\naction-script {self._hooks.script}\n"
         (self._work / "criu.conf").write_text(options)
         for side in "AB":
@@ -54,21 +61,31 @@ class Runc:
             network.touch()
             bind(f"/proc/{os.getpid()}/fd/{self._lab.guest[side].fd}", str(network))
             self._mounted.append(str(network))
-            (bundle / "config.json").write_text(json.dumps(self._config(side, root, network), indent=1))
-        self._run("A", "run", "--detach", "--bundle", str(self._work / "A"), "redis")
+            (bundle / "config.json").write_text(json.dumps(self._config(side, root, network, program, binds), indent=1))
+        self._run("A", "run", "--detach", "--bundle", str(self._work / "A"), NAME)
 
-    def _config(self, side: str, root: Path, network: Path) -> dict[str, object]:
+    def _config(
+        self, side: str, root: Path, network: Path, program: Program, binds: list[tuple[str, str]]
+    ) -> dict[str, object]:
         done = run(["runc", "spec", "--bundle", str(self._work / side)])
         if done.returncode:
             raise Failed(f"runc spec: {done.stderr.strip()}")
         config = json.loads((self._work / side / "config.json").read_text())
-        config["process"].update(terminal=False, noNewPrivileges=True, args=REDIS_COMMAND)
+        uid, gid = program.user
+        config["process"].update(
+            terminal=False, noNewPrivileges=True, args=program.command_in_root(), user={"uid": uid, "gid": gid}
+        )
+        for capabilities in config["process"]["capabilities"].values():
+            capabilities += [name for name in program.capabilities if name not in capabilities]
         config["process"]["rlimits"] = []
         config["root"] = {"path": str(root), "readonly": False}
         config["mounts"] = [mount for mount in config["mounts"] if mount["type"] != "cgroup"]
+        config["mounts"] += [
+            {"destination": to, "type": "bind", "source": source, "options": ["bind", "rw"]} for source, to in binds
+        ]
         config["annotations"] = {"org.criu.config": str(self._work / "criu.conf")}
         linux = config["linux"]
-        linux["cgroupsPath"] = f"/godwit-bench/{side}/redis"
+        linux["cgroupsPath"] = f"/godwit-bench/{side}/{NAME}"
         for namespace in linux["namespaces"]:
             if namespace["type"] == "network":
                 namespace["path"] = str(network)
@@ -76,7 +93,7 @@ class Runc:
 
     def _group(self, side: str) -> Path:
         """The control group that freezes the container."""
-        state = json.loads((self._work / f"state{side}" / "redis" / "state.json").read_text())
+        state = json.loads((self._work / f"state{side}" / NAME / "state.json").read_text())
         paths = state["cgroup_paths"]
         return Path(paths.get("freezer") or paths[""])
 
@@ -116,7 +133,7 @@ class Runc:
         self._serve(images)
         where = ("--image-path", str(images), "--work-path", str(images))
         checkpoint = self._start(
-            "A", "checkpoint", *where, "--tcp-established", "--page-server", f"{HOST_ADDRESS['B']}:{PORT}", "redis"
+            "A", "checkpoint", *where, "--tcp-established", "--page-server", f"{HOST_ADDRESS['B']}:{PORT}", NAME
         )
         self._uncork = Uncork(checkpoint.pid, PORT)
         if wait(checkpoint, 300):
@@ -126,7 +143,7 @@ class Runc:
             raise Failed(f"criu page-server: {tail(images / 'page-server.log')}")
         dumped = time.monotonic()
         self._run(
-            "B", "restore", "--detach", *where, "--tcp-established", "--bundle", str(self._work / "B"), "redis"
+            "B", "restore", "--detach", *where, "--tcp-established", "--bundle", str(self._work / "B"), NAME
         )
         move.total_ms = (time.monotonic() - begun) * 1e3
         move.bytes_sent = self._lab.bytes_sent() - sent
@@ -162,7 +179,7 @@ class Runc:
             if (self._work / f"state{side}").exists():
                 with contextlib.suppress(OSError, ValueError, KeyError):
                     thaw_group(self._group(side))
-                run(self._command(side, "delete", "--force", "redis"))
+                run(self._command(side, "delete", "--force", NAME))
         if self._server and self._server.poll() is None:
             self._server.kill()
             self._server.wait()
@@ -174,26 +191,15 @@ class Runc:
         if self._work.exists():
             unmount_below(self._work)
             shutil.rmtree(self._work)
-
-
-def fill_root(root: Path) -> None:
-    """A root file system with Redis and the libraries it needs."""
-    for directory in ("usr/bin", "proc", "sys", "dev", "tmp", "etc", "data"):
-        (root / directory).mkdir(parents=True)
-    (root / "etc/passwd").write_text("root:x:0:0:root:/:/bin/sh\n")
-    for program in PROGRAMS:
-        found = run(["ldd", program]).stdout
-        files = [word for line in found.splitlines() for word in line.split() if word.startswith("/")]
-        for file in (program, *files):
-            target = root / file.lstrip("/")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(os.path.realpath(file), target)
+        if self._program:
+            self._program.remove_files()
+            self._program = None
 
 
 def remove_groups() -> None:
     """Removes the control groups that runc leaves, if nothing is in them."""
     for hierarchy in (Path("/sys/fs/cgroup"), *Path("/sys/fs/cgroup").glob("*")):
-        for name in ("A/redis", "B/redis", "A", "B", ""):
+        for name in (f"A/{NAME}", f"B/{NAME}", "A", "B", ""):
             with contextlib.suppress(OSError):
                 (hierarchy / "godwit-bench" / name).rmdir()
 

@@ -1,4 +1,4 @@
-"""What every contestant moves, and the client that looks at it: the same for all of them."""
+"""One measured move, and the clients that look at it: the same for every contestant."""
 
 from __future__ import annotations
 
@@ -9,27 +9,12 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from kernel import NetNamespace, run, start
 
 INTERVAL_MS = 50
-FILL_TIMEOUT_S = 300
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One size of Redis and one pace of its client."""
-
-    name: str
-    mib: int
-    client_us: int
-
-
-WORKLOADS = (
-    Workload("redis-small-idle", 0, 50_000),
-    Workload("redis-1gib-load", 1024, 500),
-    Workload("redis-4gib-load", 4096, 500),
-)
+CLIENT_TIMEOUT_S = 300
 
 
 @dataclass
@@ -48,6 +33,20 @@ class Move:
     errors: int = 0
     messages: list[str] = field(default_factory=list)
 
+    def note_gaps(self, gaps: Sequence[tuple[float, float]]) -> None:
+        """Of intervals, each with its end and the longest silence that ended in it: the two longest around the move."""
+        until = self.ended_unix_ms + 1_000
+        around = sorted((gap for end, gap in gaps if self.started_unix_ms <= end <= until), reverse=True)
+        if not around:
+            raise Failed("the client saw nothing around the move")
+        self.gap_ms = around[0]
+        self.second_gap_ms = around[1] if len(around) > 1 else 0.0
+
+    def note_errors(self, seen: dict[str, Any]) -> None:
+        """What a client's report has of them."""
+        self.errors += seen["errors"] + seen["reconnects"]
+        self.messages += seen["messages"]
+
 
 class Failed(Exception):
     """A contestant could not do a move; the text is what it said."""
@@ -55,12 +54,36 @@ class Failed(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where to start the clients: a command in front (of a lab) or a namespace."""
+    """Where to start the clients, a command in front (of a lab) or a namespace; and how to run something inside."""
 
     address: str
     before: Sequence[str] = ()
     network: NetNamespace | None = None
     mounts: int | None = None
+    inside: Callable[[Sequence[str]], str] | None = None
+
+    @property
+    def host(self) -> str:
+        return self.address.rpartition(":")[0]
+
+    @property
+    def port(self) -> str:
+        return self.address.rpartition(":")[2]
+
+    def run(self, command: Sequence[str], timeout: float = CLIENT_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+        """Runs a client to its end."""
+        return run([*self.before, *command], self.network, self.mounts, timeout)
+
+    def must(self, command: Sequence[str], timeout: float = CLIENT_TIMEOUT_S) -> str:
+        """As `run`, of a client that has to succeed; its standard output."""
+        done = self.run(command, timeout)
+        if done.returncode:
+            raise Failed(f"{' '.join(command[:3])}: {(done.stderr or done.stdout).strip()[-500:]}")
+        return done.stdout
+
+    def start(self, command: Sequence[str], **options: Any) -> subprocess.Popen[str]:
+        """Starts a client with a standard input that can be closed."""
+        return start([*self.before, *command], self.network, self.mounts, stdin=subprocess.PIPE, **options)
 
 
 def warm(mib: int) -> None:
@@ -72,66 +95,52 @@ def warm(mib: int) -> None:
     run(["python3", "-c", program, str(mib + 256)], timeout=600)
 
 
-def fill(godwit: str, place: Place, mib: int) -> None:
-    """Writes values that can be verified."""
-    if not mib:
-        return
-    done = run(
-        [*place.before, godwit, "workload", "redis-fill", "--address", place.address, "--mib", str(mib)],
-        place.network, place.mounts, FILL_TIMEOUT_S,
-    )
-    if done.returncode:
-        raise Failed(f"redis-fill: {(done.stderr or done.stdout).strip()[-500:]}")
-
-
-def check(godwit: str, place: Place, mib: int) -> list[str]:
-    """Reads all values on the target; what is wrong with them."""
-    if not mib:
-        return []
-    done = run(
-        [*place.before, godwit, "workload", "redis-check", "--address", place.address, "--mib", str(mib)],
-        place.network, place.mounts, FILL_TIMEOUT_S,
-    )
-    return [f"redis-check: {(done.stderr or done.stdout).strip()[-500:]}"] if done.returncode else []
-
-
 class Client:
-    """`godwit workload redis-client`: every INCR must be answered by the next number, on one connection."""
+    """A `godwit workload` client that reports intervals, at work when this is made."""
 
-    def __init__(self, godwit: str, place: Place, interval_us: int) -> None:
+    def __init__(self, place: Place, command: Sequence[str], intervals: bool = True) -> None:
         self._report = tempfile.TemporaryFile("w+")
-        self._log = tempfile.TemporaryFile("w+")
-        command = [
-            *place.before, godwit, "workload", "redis-client", "--address", place.address,
-            "--interval-us", str(interval_us), "--interval-ms", str(INTERVAL_MS), "--until-stdin-closes",
-        ]
-        self._process = start(
-            command, place.network, place.mounts, stdin=subprocess.PIPE, stdout=self._report, stderr=self._log
+        self._log = tempfile.NamedTemporaryFile("w+")
+        self._what = command[2]
+        more = ["--interval-ms", str(INTERVAL_MS)] if intervals else []
+        self._process = place.start(
+            [*command, *more, "--until-stdin-closes"], stdout=self._report, stderr=self._log
         )
 
-    def finish(self, move: Move) -> None:
-        """Ends the client and notes what it saw around the move."""
+    def wait_connected(self, seconds: float) -> None:
+        """Returns when it says so."""
+        wait_until(lambda: self.ended() or "connected" in self._heard(), seconds, f"{self._what} to connect")
+        if self.ended():
+            raise Failed(f"{self._what} ended: {self._heard()[-500:]}")
+
+    def _heard(self) -> str:
+        with open(self._log.name, encoding="utf-8", errors="replace") as log:
+            return log.read().strip()
+
+    def ended(self) -> bool:
+        return self._process.poll() is not None
+
+    def report(self) -> dict[str, Any]:
+        """Ends the client; what it says."""
         try:
             self._process.communicate(timeout=90)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-            raise Failed("the client never ended: its connection hangs") from None
+            raise Failed(f"{self._what} never ended: a connection hangs") from None
         self._report.seek(0)
-        self._log.seek(0)
         try:
-            seen = json.loads(self._report.read())
+            found: dict[str, Any] = json.loads(self._report.read())
         except ValueError:
-            raise Failed(f"the client gave no report: {self._log.read().strip()[-500:]}") from None
-        until = move.ended_unix_ms + 1_000
-        gaps = [
-            i["client_gap_ms"] for i in seen.get("intervals", []) if move.started_unix_ms <= i["until_unix_ms"] <= until
-        ]
-        gaps.sort(reverse=True)
-        move.gap_ms = gaps[0] if gaps else seen["client_gap_ms"]
-        move.second_gap_ms = gaps[1] if len(gaps) > 1 else 0.0
-        move.errors = seen["errors"] + seen["reconnects"]
-        move.messages += seen["messages"]
+            raise Failed(f"{self._what} gave no report: {self._heard()[-500:]}") from None
+        return found
+
+    def finish(self, move: Move) -> None:
+        """Ends the client and notes what it saw around the move."""
+        seen = self.report()
+        gaps = [(each["until_unix_ms"], each["client_gap_ms"]) for each in seen.get("intervals", [])]
+        move.note_gaps(gaps or [(move.ended_unix_ms, seen["client_gap_ms"])])
+        move.note_errors(seen)
 
     def kill(self) -> None:
         if self._process.poll() is None:
@@ -148,16 +157,6 @@ def wait_until(condition: Callable[[], bool], seconds: float, what: str) -> None
         if time.monotonic() > deadline:
             raise Failed(f"timed out: {what}")
         time.sleep(0.02)
-
-
-def answers(place: Place, godwit: str) -> bool:
-    """Whether Redis answers."""
-    done = run(
-        [*place.before, godwit, "workload", "redis-client", "--address", place.address,
-         "--interval-us", "1000", "--seconds", "1"],
-        place.network, place.mounts, 30,
-    )
-    return done.returncode == 0
 
 
 def busy_s() -> float:
