@@ -6,7 +6,7 @@
      │                │
     hostA           hostB               a bridge each, with an address for runc and the page server
      │                │
-    guestA          guestB              where Redis runs: eth0 (same address on both) and, for CRIU's pages, eth1
+    guestA          guestB              where the program runs: eth0 (same address on both) and, for CRIU's pages, eth1
 
 The guests' links are up from the start and know their neighbours; which of them gets frames is decided by
 forwarding entries. Nothing is learned: a switch that learns would follow the first frame instead of us.
@@ -104,7 +104,7 @@ class PeerLab:
         self.switch.ip(commands, "bridge")
 
     def at_source(self) -> None:
-        """Frames for Redis go to host A; on host B they would wait."""
+        """Frames for the program go to host A; on host B they would wait."""
         self._drain()
         # No connection is taken for one of an earlier move, of which a guest may still know.
         self._moves += 1
@@ -124,9 +124,9 @@ class PeerLab:
             time.sleep(0.02)
 
     def park_at_target(self) -> None:
-        """From now on frames for Redis go to host B and wait there: none meets a namespace without its socket.
+        """From now on frames for the program go to host B and wait there: none meets a namespace without its socket.
 
-        To be called when Redis has stopped. Then nothing may leave the source any more: its kernel goes on repeating
+        To be called when it has stopped. Then nothing may leave the source any more: its kernel goes on repeating
         what nobody acknowledges, with later TCP timestamps than the restored socket's, which the client would
         then refuse as old for as long as the move took.
         """
@@ -134,7 +134,7 @@ class PeerLab:
         self._leaving.point(CLIENT_MAC, "sink")
 
     def deliver(self) -> int:
-        """Hands the waiting frames to Redis's new place, and all later ones."""
+        """Hands the waiting frames to the program's new place, and all later ones."""
         frames = self.park.frames()
         for frame in frames:
             self._deliver.send(frame)
