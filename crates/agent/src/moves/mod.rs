@@ -5,8 +5,8 @@ pub mod fill;
 pub mod ghosts;
 pub mod incoming;
 pub mod outgoing;
-pub mod room;
 mod repair;
+pub mod room;
 
 use std::sync::Arc;
 use std::time::Duration;
