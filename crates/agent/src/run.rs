@@ -45,6 +45,7 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
     if !rustix::process::geteuid().is_root() {
         return Err(RunError::NotRoot);
     }
+    godwit_memory::bound_heap();
     for path in [
         config.state_dir.clone(),
         config.run_dir.clone(),

@@ -31,6 +31,7 @@ pub use pages::{PageRange, PageSet, is_zero, page_size};
 pub use process::{FillerProcess, filler_control, serve_filler};
 pub use read::{Content, PageReader, Piece, ReadError};
 pub use store::{Key, PageStore, StoreError};
+pub use sys::heap::{bound_heap, give_back_freed};
 pub use tracker::{
     ObjectId, ObjectKind, ObjectPages, ProcessPages, Round, SharedMapping, Target, TrackError, Tracker,
     check as check_tracking, inner_pid,

@@ -134,6 +134,8 @@ pub fn follow(
             },
             None => ended_within(&container_dir, FILL_TIMEOUT_S),
         };
+        // The move's buffers were freed long ago.
+        godwit_memory::give_back_freed();
         let why = match ended {
             Ok(true) => return,
             Ok(false) => format!("not all of its memory was in its place after {FILL_TIMEOUT_S} s"),

@@ -548,6 +548,8 @@ impl Task {
         }
         locked(&self.host.tasks).remove(&self.assignment.spec.id);
         self.host.task_gone.notify_waiters();
+        // Also what the move's buffers were; nobody waits for it.
+        tokio::task::spawn_blocking(godwit_memory::give_back_freed);
         if !gave_away {
             self.event(EventKind::ContainerRemoved, "removed");
         }
