@@ -31,8 +31,9 @@ class Measure:
 
 MIB = 1 << 10
 DAEMON = (
-    # An allocator keeps what it once had, in pieces; a leak of 32 KiB in each of 450 moves would be 14 MiB.
-    Measure("memory", "KiB", 8 * MIB),
+    # An allocator keeps some of what it once had, in pieces, and TLS remembers up to 256 sessions; a leak of 10 KiB in
+    # each of 450 moves would be more.
+    Measure("memory", "KiB", 4 * MIB),
     Measure("descriptors", "", 0),
     # A pool has as many as were busy at once in the last ten seconds.
     Measure("threads", "", 4),
