@@ -77,10 +77,14 @@ fn decode(frame: &Frame) -> Result<(), WireError> {
                 negotiate(&offer).is_ok_and(|version| version > 0) || !negotiate(&offer).unwrap_err().reason.is_empty()
             );
         }
-        Kind::Accept => drop(frame.json::<Accept>()?),
+        Kind::Accept => {
+            frame.json::<Accept>()?;
+        }
         Kind::Refuse => drop(frame.json::<Refuse>()?),
         Kind::Entry => drop(frame.json::<Entry>()?),
-        Kind::RoundEnd => drop(frame.json::<RoundEnd>()?),
+        Kind::RoundEnd => {
+            frame.json::<RoundEnd>()?;
+        }
         Kind::Frozen => drop(frame.json::<Frozen>()?),
         Kind::Image => drop(frame.json::<Image>()?),
         Kind::Final => drop(frame.json::<Final>()?),
