@@ -2,13 +2,14 @@
 //! the restored pid 1 is the keeper's child, and stops CRIU twice to hear the agent's word: when
 //! the network namespace is there, and when everything is restored and nothing runs.
 
+use std::collections::HashSet;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 
 use godwit_criu::{
     CgroupRoot, Criu, Directories, Ends, ExternalMount, Message, PassedFd, RestoreOptions, Session, StdioPipe, Version,
 };
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use super::launch::{OutputPipes, output_pipes};
 use super::protocol::{Event, Reply, RestoreSpec};
@@ -165,6 +166,8 @@ impl Keeper {
     pub(super) fn give_up_restore(&mut self) {
         let Some(restoring) = self.restoring.take() else { return };
         let cgroup = restoring.cgroup.clone();
+        // CRIU's helpers wait for each other, and what it makes of the container is in the keepers' cgroup at first.
+        kill_descendants();
         drop(restoring);
         if let Err(error) = cgroup.kill_all() {
             note(&format!("processes of a failed restore may be left: {}", chain(&error)));
@@ -174,6 +177,43 @@ impl Keeper {
             self.save_state();
         }
     }
+}
+
+/// Kills all processes below this one. Looked up while their parents live, and again for what was made meanwhile.
+fn kill_descendants() {
+    const MAX_ROUNDS: usize = 8;
+    let mut killed = HashSet::new();
+    for _ in 0..MAX_ROUNDS {
+        let new: Vec<u32> = descendants().into_iter().filter(|pid| !killed.contains(pid)).collect();
+        if new.is_empty() {
+            return;
+        }
+        for pid in new {
+            if let Some(raw) = Pid::from_raw(pid.cast_signed()) {
+                // It may have ended by itself.
+                let _ = kill_process(raw, Signal::KILL);
+            }
+            killed.insert(pid);
+        }
+    }
+}
+
+/// All processes below this one, as far as the kernel tells (CONFIG_PROC_CHILDREN, which CRIU wants too).
+fn descendants() -> Vec<u32> {
+    const MAX_PROCESSES: usize = 100_000;
+    let mut found = children(std::process::id());
+    let mut at = 0;
+    while at < found.len() && found.len() < MAX_PROCESSES {
+        found.extend(children(found[at]));
+        at += 1;
+    }
+    found
+}
+
+fn children(pid: u32) -> Vec<u32> {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let lists = threads.filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok());
+    lists.flat_map(|list| list.split_whitespace().filter_map(|n| n.parse().ok()).collect::<Vec<u32>>()).collect()
 }
 
 /// Every hierarchy's place for the restored processes, instead of the places they had where they were dumped.
@@ -187,8 +227,25 @@ fn cgroup_roots(cgroup: &Cgroup) -> Vec<CgroupRoot> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn grandchildren_are_found() {
+        let mut shell = std::process::Command::new("sh").args(["-c", "sleep 1000; true"]).spawn().unwrap();
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        while children(shell.id()).is_empty() {
+            assert!(std::time::Instant::now() < deadline, "no child of the shell is told");
+            std::thread::yield_now();
+        }
+        let below = descendants();
+        assert!(below.contains(&shell.id()) && below.contains(&children(shell.id())[0]), "{below:?}");
+        for pid in children(shell.id()).into_iter().chain([shell.id()]) {
+            kill_process(Pid::from_raw(pid.cast_signed()).unwrap(), Signal::KILL).unwrap();
+        }
+        shell.wait().unwrap();
+    }
 
     #[test]
     fn version_2_has_one_place_for_all() {
