@@ -63,8 +63,7 @@ impl Yard {
     /// What became of the container, and how fast.
     pub fn cell(&self, (phase, fault): Cell) -> String {
         let from: u32 = self.world.host_of(NAME)[1..].parse().unwrap();
-        let hit = Hit::begin(self, phase, fault, from, from % 3 + 1);
-        hit.run()
+        Hit::begin(self, phase, fault, from, from % 3 + 1).run()
     }
 }
 
@@ -392,9 +391,8 @@ fn fill_disk(world: &World, host: u32, volumes: bool) {
 fn use_up_memory(world: &World, host: u32) {
     let script = "mkdir -p /run/ballast && mount -t tmpfs -o size=4g ballast /run/ballast || exit
         head -c 2G /dev/zero >/run/ballast/file";
-    // The shell may be among those that are ended.
+    // It may be among those that are ended, and nobody there has the memory to give it back.
     site::shell(world, host, script);
-    // Whoever would give it back there has no memory for that.
     let mounts = format!("--mount={}", world.lab.paths().mount_namespace(Node::Host(host)).display());
     let given_back = Command::new("nsenter").args([&mounts, "--", "umount", "/run/ballast"]).status().unwrap();
     assert!(given_back.success());
