@@ -1,5 +1,7 @@
 //! The life of one container on this host: start, watch, restart, give away, unmake.
 
+mod moving;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +10,6 @@ use godwit_api::types::ErrorBody;
 use godwit_container::keeper::protocol::{Event, Reply, Request};
 use godwit_container::keeper::state::Exit;
 use godwit_container::{LaunchSpec, keeper::state as keeper_state};
-use godwit_model::MoveId;
 use godwit_model::container::{ContainerState, ExitStatus, Health, Movable, RestartPolicy};
 use godwit_model::event::EventKind;
 use tokio::sync::mpsc;
@@ -18,11 +19,11 @@ use super::health::HealthLoop;
 use super::make::{self, Live, chain, volumes_dir};
 use super::record::Record;
 use super::unmake::{stop_everything, unmake};
-use super::{Command, Shared, Verdict};
+use super::{Command, Shared};
 use crate::host::{Host, locked};
 use crate::keeper::Keeper;
 use crate::moves::fill;
-use crate::moves::outgoing::{self, Outgoing};
+use crate::moves::outgoing::Outgoing;
 use crate::{movable, translate};
 
 /// Pauses before a restart, in milliseconds: doubled from the first to the longest, reset by a run of the calm time.
@@ -446,88 +447,6 @@ impl Task {
             status.cpu_usec = Some(usage.cpu_usec);
         }
         status.movable = movable;
-    }
-
-    async fn start_move(&mut self, plan: outgoing::Plan) -> Result<(), ErrorBody> {
-        if let Some(outgoing) = &self.outgoing {
-            return if outgoing.id == plan.id {
-                Ok(())
-            } else {
-                Err(ErrorBody::new("the container is being moved already"))
-            };
-        }
-        let movable = self.movable(true);
-        let live = self.live.as_ref().ok_or_else(|| ErrorBody::new("the container does not run"))?;
-        if !movable.yes() {
-            return Err(ErrorBody::new(movable.because.join("; ")));
-        }
-        self.record.outgoing = Some(plan.id.clone());
-        self.record.since_revision = plan.revision;
-        self.shared.since(plan.revision);
-        self.record.save(&self.shared.dir).map_err(chain)?;
-        *locked(&self.shared.outgoing) = Some(plan.id.clone());
-        self.outgoing = Some(Outgoing::start(&self.host, plan, &self.assignment.spec, live, Arc::clone(&self.shared)));
-        Ok(())
-    }
-
-    /// The sending side has done its part: given everything away (and the container stands still until the verdict),
-    /// or failed, with the container running.
-    async fn sending_ended(&mut self, result: Result<(), ()>) {
-        if result.is_err() {
-            self.forget_move();
-        }
-    }
-
-    async fn verdict(&mut self, id: &MoveId, verdict: Verdict) -> Result<(), ErrorBody> {
-        if self.outgoing.as_ref().is_none_or(|o| o.id != *id) {
-            return Ok(());
-        }
-        match verdict {
-            Verdict::Resume { reason } => {
-                if let Some(outgoing) = &mut self.outgoing {
-                    outgoing.cancel().await;
-                }
-                if let Some(live) = &self.live {
-                    tracing::info!(container = %self.assignment.spec.name, reason, "runs on here");
-                    outgoing::thaw(&self.host, &self.assignment.spec, &live.cgroup).await?;
-                }
-                self.forget_move();
-                Ok(())
-            }
-            Verdict::Release => {
-                // The next `Desired` says that it is not ours and unmakes it; its processes end now.
-                self.release().await
-            }
-        }
-    }
-
-    async fn release(&mut self) -> Result<(), ErrorBody> {
-        godwit_hold::reach("release").await;
-        if let Some(outgoing) = &mut self.outgoing {
-            outgoing.cancel().await;
-        }
-        *locked(&self.shared.keeper) = None;
-        self.live = None;
-        self.health = None;
-        self.restart_at = None;
-        self.assignment.run = false;
-        let errors = stop_everything(&self.host, &self.assignment.spec.id).await;
-        if errors.is_empty() { Ok(()) } else { Err(ErrorBody::new(errors.join("; "))) }
-    }
-
-    fn forget_move(&mut self) {
-        self.outgoing = None;
-        self.record.outgoing = None;
-        *locked(&self.shared.outgoing) = None;
-        self.save_record();
-        if self.live.is_some() {
-            self.set_state(ContainerState::Running, None);
-        } else if let Some(exit) = self.ended.take() {
-            self.exited(exit);
-        } else if self.assignment.run {
-            // It did not survive an agent that was giving it away.
-            self.restart_at = Some(Instant::now());
-        }
     }
 
     /// Everything of the container goes; true when the task has nothing left to do.
