@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use godwit_api::link::FromAgent;
-use godwit_model::migration::{Move, Phase, Progress};
+use godwit_model::migration::{Move, Phase, Progress, Summary};
 use godwit_model::{HostName, MoveId};
 use tokio::sync::{mpsc, watch};
 
@@ -140,5 +140,34 @@ pub fn start_missing(core: &Arc<Core>) {
             locked(&core.moves.live).remove(&id);
             core.moves.nudge();
         });
+    }
+}
+
+/// What a destination that is ready says of the move so far; nothing, if it says something else.
+fn cost_of(ready: FromAgent) -> Summary {
+    let FromAgent::MoveReady {
+        id: _,
+        parts,
+        since_freeze_ms,
+        bytes_received,
+        memory_bytes,
+        file_bytes,
+        rounds,
+        slowed_to_percent,
+        stood_still,
+    } = ready
+    else {
+        return Summary::default();
+    };
+    Summary {
+        downtime_ms: since_freeze_ms,
+        downtime_parts: parts.into_iter().collect(),
+        bytes_sent: bytes_received,
+        memory_bytes,
+        file_bytes,
+        rounds,
+        slowed_to_percent,
+        stood_still,
+        ..Summary::default()
     }
 }

@@ -135,29 +135,8 @@ async fn send(core: &Arc<Core>, open: &Move, heard: &mut mpsc::Receiver<Heard>) 
                 core.moves.advance(id, Phase::Freeze, None);
                 redirect(core, open, vni_mac, to_tunnel);
             }
-            FromAgent::MoveReady {
-                parts,
-                since_freeze_ms,
-                bytes_received,
-                memory_bytes,
-                file_bytes,
-                rounds,
-                slowed_to_percent,
-                stood_still,
-                ..
-            } if from == open.to => {
-                let summary = Summary {
-                    downtime_ms: since_freeze_ms,
-                    downtime_parts: parts.into_iter().collect(),
-                    bytes_sent: bytes_received,
-                    memory_bytes,
-                    file_bytes,
-                    rounds,
-                    slowed_to_percent,
-                    stood_still,
-                    ..Summary::default()
-                };
-                return Ok(Ready { at: Instant::now(), summary });
+            ready @ FromAgent::MoveReady { .. } if from == open.to => {
+                return Ok(Ready { at: Instant::now(), summary: super::cost_of(ready) });
             }
             FromAgent::MoveFailed { phase, error, .. } => {
                 return Err(Stopped::Failed(phase, format!("{from}: {}", error.one_line())));
