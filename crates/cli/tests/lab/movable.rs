@@ -51,7 +51,7 @@ fn what_processes_do_that_cannot_be_carried_is_told_and_refused() {
         let said = world.refused(1, &["migrate", name, "--to", to]);
         assert!(said.contains(told), "{name}: {said}");
         let explained = world.ok(&["explain", name]);
-        assert!(explained.contains("no, because process ") && explained.contains("container-placed"), "{explained}");
+        assert!(explained.contains("no, because ") && explained.contains("container-placed"), "{explained}");
         assert!(explained.contains("written pages  told by the kernel"), "{explained}");
         assert_ne!(world.json(&["explain", name])["placed"]["message"], serde_json::Value::Null);
     }
