@@ -153,6 +153,11 @@ impl Dump<'_> {
 }
 
 impl BegunDump {
+    /// The process of criu; ours until this is dropped.
+    pub fn pid(&self) -> u32 {
+        self.session.pid()
+    }
+
     /// Dumps and leaves everything as it was: frozen. Blocks.
     pub fn finish(self) -> Result<(), ErrorBody> {
         let run = || -> Result<(), godwit_criu::SessionError> {

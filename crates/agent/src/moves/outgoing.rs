@@ -16,6 +16,7 @@ use godwit_model::container::ContainerSpec;
 use godwit_model::migration::{MoveOptions, Phase};
 use godwit_model::{HostName, MoveId};
 use godwit_network::Mac;
+use rustix::process::{Signal, pidfd_send_signal};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -63,6 +64,25 @@ struct Held {
     closed: Option<Closed>,
     /// The container has ended meanwhile, like this: the better reason for what fails then.
     ended: Option<&'static str>,
+    /// The criu that dumps it.
+    criu: Option<OwnedFd>,
+}
+
+impl Held {
+    /// A dump begins, by the criu of this pidfd; not of a container that has ended.
+    fn dumping(&mut self, criu: OwnedFd) -> Result<(), &'static str> {
+        self.criu = Some(criu);
+        self.ended.map_or(Ok(()), Err)
+    }
+
+    /// CRIU waits ten seconds for processes that do not come to a stop any more; nothing is left to dump.
+    fn container_ended(&mut self, why: &'static str) {
+        self.ended = Some(why);
+        if let Some(criu) = self.criu.take() {
+            // It may have ended by itself.
+            let _ = pidfd_send_signal(criu, Signal::KILL);
+        }
+    }
 }
 
 impl Outgoing {
@@ -122,7 +142,7 @@ impl Outgoing {
     /// The container has ended here. `false`: not everything was given away, so the move has failed. `true`: the
     /// destination may have all of it, and only the store's word tells where it goes on.
     pub async fn container_ended(&mut self, why: &'static str) -> bool {
-        locked(&self.held).ended = Some(why);
+        locked(&self.held).container_ended(why);
         self.hang_up();
         let Some(worker) = self.worker.take() else { return true };
         match timeout(Duration::from_millis(CANCEL_TIMEOUT_MS), worker).await {

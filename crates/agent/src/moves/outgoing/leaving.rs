@@ -14,6 +14,7 @@ use godwit_migrate::source::{DumpMemory, FIXED_MS, PartError, Workload};
 use godwit_model::container::{ContainerSpec, ContainerState};
 use godwit_model::migration::{MoveOptions, Phase, Progress};
 use godwit_network::{Mac, NetworkError};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::task::JoinHandle;
 
 use super::{Held, Plan, thaw};
@@ -208,6 +209,9 @@ impl Workload for Leaving {
                 self.begin_dump(Some(pages.into()), None).await?.0
             }
         };
+        let criu = Pid::from_raw(begun.pid().cast_signed()).ok_or("criu has no process")?;
+        let criu = pidfd_open(criu, PidfdFlags::empty())?;
+        locked(&self.held).dumping(criu)?;
         let cgroup = self.cgroup.clone();
         let dump = move || {
             begun.finish().inspect_err(|_| {
@@ -217,7 +221,9 @@ impl Workload for Leaving {
                 }
             })
         };
-        tokio::task::spawn_blocking(dump).await??;
+        let dumped = tokio::task::spawn_blocking(dump).await;
+        locked(&self.held).criu = None;
+        dumped??;
         if let Some(unplugging) = self.unplugging.take() {
             unplugging.await??;
         }
