@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
+use godwit_api::listen::listen;
 use godwit_api::tls::{self, ClientCertificate};
 use godwit_criu::Criu;
 use godwit_image::{ImageStore, OpenError};
 use godwit_network::{HostNetwork, HostNetworkConfig, NetworkError};
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Notify, watch};
 
@@ -63,7 +63,7 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
         }
     };
     let identity = join::identity(&config).await?;
-    let listener = TcpListener::bind(config.migration_address())
+    let listener = listen(config.migration_address())
         .await
         .map_err(|source| RunError::Listen { address: config.migration_address(), source })?;
     let images_dir = config.state_dir.join("images");

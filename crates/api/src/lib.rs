@@ -6,6 +6,7 @@
 
 pub mod client;
 pub mod link;
+pub mod listen;
 pub mod routes;
 pub mod session;
 pub mod tls;

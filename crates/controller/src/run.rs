@@ -11,7 +11,6 @@ use std::time::Duration;
 use godwit_api::tls::{ClientCertificate, TlsError, server_config};
 use godwit_store::{OpenError, Store};
 use thiserror::Error;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::task::JoinError;
@@ -112,7 +111,7 @@ pub async fn run(config: ControllerConfig) -> Result<(), RunError> {
     let mut follower = tokio::spawn(follower.run(stop_follower.clone()));
 
     let no_listener = |source| RunError::Listen { address: listen.clone(), source };
-    let listener = TcpListener::bind(&listen).await.map_err(no_listener)?;
+    let listener = godwit_api::listen::listen(&listen).await.map_err(no_listener)?;
     let address = listener.local_addr().map_err(no_listener)?;
     api.tasks.spawn(serve_tls(api.clone(), listener, tls));
     let (listener, unpublished) = UnixSocket::bind(&api_socket).await?;
