@@ -12,10 +12,13 @@
 //! The filler must live as long as it fills: [`FillerProcess`] and [`serve_filler`] put it into a process of its own.
 
 mod bytes;
+mod channel;
 mod filler;
 mod filter;
 mod inject;
+mod late;
 mod maps;
+mod outstanding;
 mod pages;
 mod process;
 mod read;
@@ -26,7 +29,9 @@ mod tracker;
 pub use filler::{FillError, FillReport, Filler, Progress, SharedReport, SharedUse};
 pub use filter::{FilterError, PageFilter};
 pub use inject::InjectError;
+pub use late::{Late, LateFeed, LateWants};
 pub use maps::LeftToCriu;
+pub use outstanding::Outstanding;
 pub use pages::{PageRange, PageSet, is_zero, page_size};
 pub use process::{FillerProcess, filler_control, serve_filler};
 pub use read::{Content, PageReader, Piece, ReadError};

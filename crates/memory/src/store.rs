@@ -18,6 +18,7 @@ use thiserror::Error;
 
 use crate::pages::{PageRange, page_size};
 use crate::tracker::ObjectId;
+pub(crate) use handover::{read_key, write_key};
 use reserve::Reserve;
 pub(crate) use space::Space;
 use space::parts;

@@ -3,111 +3,18 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use common::held::{Held, PAGES, World, store};
 use common::{PAGE, root_or_skip, signal, victim_path};
 use godwit_memory::{FillError, FillerProcess, Key, ObjectId, PageStore, StoreError};
 use nix::sys::signal::Signal;
 
-/// As in examples/victim/hold.rs.
-const BASE: u64 = 0x6000_0000_0000;
-const PAGES: u64 = 96 * 256;
-const INNER: i32 = 17;
 /// What ends, ends within this; it is looked for twice a second.
 const SOON: Duration = Duration::from_secs(10);
-
-struct World {
-    directory: tempfile::TempDir,
-}
-
-impl World {
-    fn new() -> World {
-        World { directory: tempfile::Builder::new().prefix("godwit-process-").tempdir_in("/dev/shm").unwrap() }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.directory.path().join("lazy-pages.socket")
-    }
-
-    fn start(&self) -> FillerProcess {
-        let mut command = Command::new(victim_path());
-        command.arg("filler").arg(self.directory.path());
-        FillerProcess::start(command, self.directory.path()).unwrap()
-    }
-
-    fn loaded(&self) -> FillerProcess {
-        let filler = self.start();
-        filler.load(store()).unwrap();
-        filler
-    }
-}
-
-fn store() -> Arc<PageStore> {
-    let store = PageStore::new().unwrap();
-    let mut content = vec![0; 512 * PAGE];
-    for first in (0..PAGES).step_by(512) {
-        for (n, page) in content.chunks_mut(PAGE).enumerate() {
-            page[..8].copy_from_slice(&(first + n as u64 + 1).to_ne_bytes());
-        }
-        store.put(Key::Process(INNER), BASE + first * PAGE as u64, 0, &content).unwrap();
-    }
-    Arc::new(store)
-}
-
-/// A program that is filled; killed at the end.
-struct Held {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Held {
-    fn start(world: &World) -> Held {
-        let mut child = Command::new(victim_path())
-            .arg("hold")
-            .arg(world.socket())
-            .arg(INNER.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let (input, output) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
-        let mut held = Held { child, input, output };
-        assert_eq!(held.line(), "ready");
-        held
-    }
-
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.output.read_line(&mut line).unwrap();
-        line.trim().to_owned()
-    }
-
-    fn tell(&mut self, what: &str) {
-        writeln!(self.input, "{what}").unwrap();
-    }
-
-    fn ask(&mut self, what: &str) -> String {
-        self.tell(what);
-        self.line()
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 fn runs(pid: i32) -> bool {
     Path::new(&format!("/proc/{pid}")).exists()

@@ -33,6 +33,7 @@ use rustix::event::{EventfdFlags, eventfd};
 use rustix::fd::OwnedFd;
 use thiserror::Error;
 
+use crate::late::Awaited;
 use crate::pages::PageRange;
 use crate::store::PageStore;
 use crate::tracker::{ObjectId, ObjectKind};
@@ -70,6 +71,9 @@ pub enum FillError {
     /// [`Filler::restored`] was not called in time.
     #[error("criu finished the restore before anybody said where the content of shared memory belongs")]
     SharedUnplaced,
+    /// The processes cannot go on: what they would need is nowhere.
+    #[error("memory that was to follow from the source did not come")]
+    Late(#[source] io::Error),
     #[error("filling was cancelled")]
     Cancelled,
     #[error("all restored processes have ended before the restore was finished")]
@@ -183,16 +187,25 @@ impl Filler {
     /// store must hold everything by the time processes are restored.
     pub fn listen(work_directory: &Path, store: Arc<PageStore>) -> Result<Self, FillError> {
         let listener = Listener::bind(work_directory).map_err(FillError::Listen)?;
-        Self::serve(listener, store)
+        Self::serve(listener, store, None)
     }
 
-    /// As [`Filler::listen`], where somebody listens already. Whoever has connected is answered from now on.
-    pub(crate) fn serve(listener: Listener, store: Arc<PageStore>) -> Result<Self, FillError> {
+    /// As [`Filler::listen`], where somebody listens already. Whoever has connected is answered from now on. Of the
+    /// pages that are `late` the store knows nothing yet.
+    pub(crate) fn serve(
+        listener: Listener,
+        store: Arc<PageStore>,
+        late: Option<Arc<Awaited>>,
+    ) -> Result<Self, FillError> {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         let wake = Arc::new(wake.map_err(|e| FillError::Listen(e.into()))?);
         let shared = Arc::new(Shared::default());
         let (commands, inbox) = channel();
-        let server = Server::new(listener, store, Arc::clone(&shared), Arc::clone(&wake), inbox)?;
+        if let Some(late) = &late {
+            let late = crate::late::start(Arc::clone(late), Arc::clone(&store), Arc::clone(&wake));
+            late.map_err(FillError::Thread)?;
+        }
+        let server = Server::new(listener, store, late, Arc::clone(&shared), Arc::clone(&wake), inbox)?;
         let thread = std::thread::Builder::new()
             .name("godwit-filler".to_owned())
             .spawn(move || server.run())

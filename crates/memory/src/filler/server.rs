@@ -3,6 +3,7 @@
 //! One thread for all of it: what is copied and what a process gives back are then never decided at the same time.
 
 mod fill;
+mod late;
 
 use std::collections::{HashSet, VecDeque};
 use std::os::fd::AsFd;
@@ -15,9 +16,11 @@ use std::time::{Duration, Instant};
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::fd::OwnedFd;
 
+use self::late::Waiting;
 use super::socket::{Listener, Message, receive};
-use super::view::{Layout, Source};
+use super::view::{Extent, Layout, Source};
 use super::{Command, FillError, FillReport, Shared, SharedReport, SharedUse};
+use crate::late::Awaited;
 use crate::pages::PageRange;
 use crate::store::{Key, PageStore};
 use crate::sys::uffd::{Event, Userfaultfd};
@@ -43,12 +46,23 @@ struct AddressSpace {
     layout: Layout,
     /// What one copy may be at most; smaller where runs cross mappings.
     step: u64,
+    /// While pages come late: the pass over what is here has come to this address.
+    cursor: u64,
+}
+
+impl AddressSpace {
+    /// What is to be filled next; only from one source, if one is named.
+    fn next(&self, late: bool, only: Option<Key>) -> Option<(u64, Extent)> {
+        self.layout.first(only, if late && only.is_none() { self.cursor } else { 0 })
+    }
 }
 
 pub(super) struct Server {
     listener: Option<Listener>,
     stream: Option<UnixStream>,
     store: Arc<PageStore>,
+    /// Pages that come while the processes run.
+    late: Option<Waiting>,
     shared: Arc<Shared>,
     wake: Arc<OwnedFd>,
     inbox: Receiver<Command>,
@@ -83,6 +97,7 @@ impl Server {
     pub(super) fn new(
         listener: Listener,
         store: Arc<PageStore>,
+        late: Option<Arc<Awaited>>,
         shared: Arc<Shared>,
         wake: Arc<OwnedFd>,
         inbox: Receiver<Command>,
@@ -97,6 +112,7 @@ impl Server {
             listener: Some(listener),
             stream: None,
             store,
+            late: late.map(Waiting::new),
             shared,
             wake,
             inbox,
@@ -155,7 +171,8 @@ impl Server {
             if held {
                 godwit_hold::tell_reached("fill");
             }
-            let busy = (self.has_work() && !held) || !self.deferred.is_empty();
+            let arrived = self.late.as_ref().is_some_and(Waiting::has_arrived);
+            let busy = ((self.has_work() || (arrived && self.placed)) && !held) || !self.deferred.is_empty();
             let wait = milliseconds(if busy { 0 } else { LOOK_MS });
             events.clear();
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&wait)) {
@@ -185,6 +202,7 @@ impl Server {
                     self.serve_fault(key, address)?;
                 }
             }
+            self.take_late(held)?;
             if self.placed && !held {
                 self.fill_a_step(None)?;
             }
@@ -195,7 +213,8 @@ impl Server {
                 }
             }
             self.tell_progress();
-            if self.finished && !held && self.spaces.iter().all(|s| s.layout.is_empty()) && self.deferred.is_empty() {
+            let full = self.late.is_none() && self.spaces.iter().all(|s| s.layout.is_empty());
+            if self.finished && !held && full && self.deferred.is_empty() {
                 self.kept.drain().for_each(|key| self.store.drop_key(key));
                 self.report.left_bytes = self.store.bytes();
                 self.report.elapsed = self.began.map(|b| b.elapsed()).unwrap_or_default();
@@ -212,7 +231,7 @@ impl Server {
     }
 
     fn has_work(&self) -> bool {
-        self.placed && self.spaces.iter().any(|s| !s.layout.is_empty())
+        self.placed && self.spaces.iter().any(|s| s.next(self.late.is_some(), None).is_some())
     }
 
     fn tell_progress(&self) {
@@ -287,7 +306,7 @@ impl Server {
         epoll::add(&self.epoll, uffd.as_fd(), EventData::new_u64(key), EventFlags::IN)
             .map_err(kernel("watch a process"))?;
         let layout = layout.unwrap_or_else(|| Layout::whole(self.source(Key::Process(inner_pid))));
-        self.spaces.push(AddressSpace { key, inner_pid, uffd, layout, step: STEP_BYTES });
+        self.spaces.push(AddressSpace { key, inner_pid, uffd, layout, step: STEP_BYTES, cursor: 0 });
         self.report.processes += 1;
         Ok(())
     }
@@ -351,6 +370,7 @@ impl Server {
                 }
                 Ok(Some(Event::Remap { from, to, bytes })) => {
                     space.layout.shift(PageRange { start: from, end: from + bytes }, to);
+                    space.cursor = 0;
                 }
                 Ok(Some(Event::Remove { range })) => space.layout.cut_private(range),
                 Ok(Some(Event::Unmap { range })) => space.layout.cut(range),

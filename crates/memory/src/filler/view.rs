@@ -25,22 +25,24 @@ pub(super) struct Source {
 #[derive(Clone, Default)]
 pub(super) struct Layout {
     extents: BTreeMap<u64, Extent>,
+    /// Something is not at its source's own addresses any more.
+    shifted: bool,
 }
 
 impl Layout {
     /// All of a source at its own addresses.
     pub(super) fn whole(source: Source) -> Self {
         let extent = Extent { end: 1 << 63, source, offset: 0 };
-        Self { extents: BTreeMap::from([(0, extent)]) }
+        Self { extents: BTreeMap::from([(0, extent)]), shifted: false }
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.extents.is_empty()
     }
 
-    /// The first extent; only those of `key`, if one is named.
-    pub(super) fn first(&self, key: Option<Key>) -> Option<(u64, Extent)> {
-        let mut extents = self.extents.iter().filter(|(_, e)| key.is_none_or(|k| e.source.key == k));
+    /// The first extent from an address on; only those of `key`, if one is named.
+    pub(super) fn first(&self, key: Option<Key>, from: u64) -> Option<(u64, Extent)> {
+        let mut extents = self.extents.range(from..).filter(|(_, e)| key.is_none_or(|k| e.source.key == k));
         extents.next().map(|(start, extent)| (*start, extent.clone()))
     }
 
@@ -95,6 +97,21 @@ impl Layout {
             .map(|(start, extent)| PageRange { start: extent.offset, end: extent.offset + (extent.end - start) })
     }
 
+    /// Where a part of a source belongs, in pieces.
+    pub(super) fn places(&self, key: Key, part: PageRange) -> Vec<(u64, Extent)> {
+        let place = |(start, extent): (&u64, &Extent)| {
+            let held = PageRange { start: extent.offset, end: extent.offset + (extent.end - start) };
+            let common = held.overlap(part).filter(|_| extent.source.key == key)?;
+            let at = start + (common.start - extent.offset);
+            Some((at, Extent { end: at + common.bytes(), offset: common.start, source: extent.source.clone() }))
+        };
+        if self.shifted || matches!(key, Key::Object(_)) {
+            return self.extents.iter().filter_map(place).collect();
+        }
+        let before = self.extents.range(..part.start).next_back();
+        before.into_iter().chain(self.extents.range(part.start..part.end)).filter_map(place).collect()
+    }
+
     /// All sources.
     pub(super) fn keys(&self) -> impl Iterator<Item = Key> {
         self.extents.values().map(|e| e.source.key)
@@ -102,6 +119,7 @@ impl Layout {
 
     /// What belonged at `from` belongs at `to` from now on.
     pub(super) fn shift(&mut self, from: PageRange, to: u64) {
+        self.shifted = true;
         let mut moved = Vec::new();
         for (start, extent) in self.take(from) {
             let part = |range: PageRange| {
@@ -174,6 +192,20 @@ mod tests {
         let mut l = layout();
         l.cut(PageRange { start: 10, end: 20 });
         l.cut(PageRange { start: 0, end: 1 << 63 });
-        assert!(l.is_empty() && l.first(None).is_none());
+        assert!(l.is_empty() && l.first(None, 0).is_none());
+    }
+
+    #[test]
+    fn a_part_of_a_source_is_found_wherever_it_belongs() {
+        let mut l = layout();
+        let found = |l: &Layout, start, end| -> Vec<(u64, u64, u64)> {
+            let places = l.places(Key::Process(1), PageRange { start, end });
+            places.into_iter().map(|(at, extent)| (at, extent.end, extent.offset)).collect()
+        };
+        l.cut(PageRange { start: 100, end: 200 });
+        assert_eq!(found(&l, 50, 250), [(50, 100, 50), (200, 250, 200)]);
+        l.shift(PageRange { start: 220, end: 240 }, 1000);
+        assert_eq!(found(&l, 210, 230), [(210, 220, 210), (1000, 1010, 220)]);
+        assert!(l.places(Key::Process(2), PageRange { start: 0, end: 1000 }).is_empty());
     }
 }

@@ -9,10 +9,11 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 
-use super::channel::{receive, send};
 use super::message::{Answer, Failure, Request};
 use super::start::{Started, start};
+use crate::channel::{receive, send};
 use crate::filler::{FillError, FillReport, Progress, SHARED_TIMEOUT_S, SharedReport, SharedUse, socket_path};
+use crate::late::Late;
 use crate::store::PageStore;
 
 /// How long the process may take until it listens.
@@ -78,6 +79,18 @@ impl FillerProcess {
         let given = store.hand_over();
         let (file, index) = given.map_err(|source| FillError::Process { doing: "no pages to give to it", source })?;
         match self.ask(state, &Request::Load(index), Some(file.as_fd()), ANSWER)? {
+            Answer::Done => Ok(()),
+            _ => Err(unexpected()),
+        }
+    }
+
+    /// Some pages will come while the processes run already, by the feed of `late`. Must come before
+    /// [`FillerProcess::load`], and the store must not have these pages. If the feed ends early, so does the process,
+    /// with [`FillError::Late`], once the restored processes are gone: they stand still where they need what is missing.
+    ///
+    /// Errors: as [`FillerProcess::progress`].
+    pub fn expect(&self, late: Late) -> Result<(), FillError> {
+        match self.ask(&mut self.lock(), &Request::Late(late.pages), Some(late.socket.as_fd()), ANSWER)? {
             Answer::Done => Ok(()),
             _ => Err(unexpected()),
         }

@@ -1,12 +1,15 @@
 //! What the two ends tell each other. All numbers are little-endian (`crate::bytes`); the first byte says what it is.
 
+use std::collections::HashMap;
 use std::error::Error;
 use std::io;
 use std::time::Duration;
 
 use crate::bytes::{Reader, Writer};
 use crate::filler::{FillError, FillReport, Progress, SharedReport, SharedUse};
-use crate::pages::PageRange;
+use crate::late::{read_late, write_late};
+use crate::pages::{PageRange, PageSet};
+use crate::store::Key;
 use crate::tracker::ObjectKind;
 
 /// From the agent.
@@ -14,6 +17,8 @@ use crate::tracker::ObjectKind;
 pub(super) enum Request {
     /// An index of pages; their file comes with it.
     Load(Vec<u8>),
+    /// Pages that come after the others, before these are loaded; the socket on which they come is with it.
+    Late(HashMap<Key, PageSet>),
     Restored(Vec<SharedUse>),
     Progress,
 }
@@ -101,6 +106,10 @@ impl Request {
                 uses.iter().for_each(|shared_use| write_use(&mut to, shared_use));
             }
             Self::Progress => to.u8(3),
+            Self::Late(pages) => {
+                to.u8(4);
+                write_late(&mut to, pages);
+            }
         }
         to.into_bytes()
     }
@@ -117,6 +126,7 @@ impl Request {
                 Self::Restored(uses)
             }
             3 => Self::Progress,
+            4 => Self::Late(read_late(&mut from)?),
             _ => return Err(invalid("an unknown request")),
         };
         from.end()?;

@@ -25,7 +25,6 @@
 //! "Gone" is looked for twice a second. SIGHUP, SIGINT, SIGQUIT and SIGPIPE are ignored throughout, SIGTERM once there
 //! are pages; the process is in a session of its own, and the kernel is asked not to choose it when memory runs out.
 
-mod channel;
 mod handle;
 mod message;
 mod serve;

@@ -14,9 +14,10 @@ use nix::sys::signal::{SigHandler, Signal, signal};
 use rustix::net::sockopt::socket_type;
 
 use super::CONTROL;
-use super::channel::{receive, send};
 use super::message::{Answer, Failure, Request};
+use crate::channel::{receive, send};
 use crate::filler::{FillError, Filler, Listener};
+use crate::late::Awaited;
 use crate::store::PageStore;
 
 /// How little the kernel should think of ending this process when memory runs out (-1000: never).
@@ -97,9 +98,15 @@ pub fn serve_filler(control: OwnedFd, work_directory: &Path) -> Result<(), FillE
 fn prepare(control: &UnixStream, work_directory: &Path) -> Result<Filler, FillError> {
     let listener = Listener::bind(work_directory).map_err(FillError::Listen)?;
     tell(control, Answer::Done);
+    let mut late = None;
     loop {
         let (index, file) = match next(control) {
             Some((Request::Load(index), Some(file))) => (index, file),
+            Some((Request::Late(pages), Some(socket))) => {
+                late = Some(Arc::new(Awaited::new(&pages, socket)));
+                tell(control, Answer::Done);
+                continue;
+            }
             Some((Request::Progress, _)) => {
                 tell(control, Answer::Progress(crate::filler::Progress::default()));
                 continue;
@@ -114,7 +121,7 @@ fn prepare(control: &UnixStream, work_directory: &Path) -> Result<Filler, FillEr
         let store = PageStore::new().map_err(|e| broken(io::Error::other(e)))?;
         store.adopt(File::from(file), &index).map_err(broken)?;
         ignore(&[Signal::SIGTERM]);
-        let filler = Filler::serve(listener, Arc::new(store))?;
+        let filler = Filler::serve(listener, Arc::new(store), late)?;
         tell(control, Answer::Done);
         return Ok(filler);
     }
@@ -125,7 +132,7 @@ fn obey(control: &UnixStream, filler: &Filler, talking: &Mutex<()>) {
     while let Some((request, _)) = next(control) {
         let _in_turn = talking.lock().unwrap_or_else(PoisonError::into_inner);
         let answer = match request {
-            Request::Load(_) => Answer::Failed(Failure::other("it has its pages already")),
+            Request::Load(_) | Request::Late(_) => Answer::Failed(Failure::other("it has its pages already")),
             Request::Progress => Answer::Progress(filler.progress()),
             Request::Restored(uses) => match filler.restored(uses) {
                 Ok(report) => Answer::Shared(report),

@@ -99,7 +99,7 @@ fn invalid(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
-fn write_key(index: &mut Writer, key: Key) {
+pub(crate) fn write_key(index: &mut Writer, key: Key) {
     match key {
         Key::Process(pid) => {
             index.u8(PROCESS);
@@ -112,7 +112,7 @@ fn write_key(index: &mut Writer, key: Key) {
     }
 }
 
-fn read_key(index: &mut Reader<'_>) -> io::Result<Key> {
+pub(crate) fn read_key(index: &mut Reader<'_>) -> io::Result<Key> {
     match index.u8()? {
         PROCESS => Ok(Key::Process(index.i32()?)),
         OBJECT => Ok(Key::Object(index.object()?)),

@@ -1,6 +1,8 @@
 //! A victim program and what the kernel says about it, read without the crate under test.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+pub mod held;
+
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};

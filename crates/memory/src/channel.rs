@@ -1,4 +1,4 @@
-//! The stream between the two: messages as their length in bytes (u32, little-endian) and that many bytes. A
+//! A stream between an agent and a process that fills: messages as their length in bytes (u32, little-endian) and that many bytes. A
 //! descriptor comes with the first byte of its message.
 
 use std::io;
@@ -17,7 +17,7 @@ const LONGEST: usize = 256 << 20;
 const STEP: usize = 64 << 10;
 
 /// Sends one message.
-pub(super) fn send(stream: &UnixStream, message: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+pub(crate) fn send(stream: &UnixStream, message: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
     let length = u32::try_from(message.len()).ok().filter(|n| *n as usize <= LONGEST);
     let length = length.ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "a message too long to send"))?;
     let framed = [&length.to_le_bytes(), message].concat();
@@ -39,7 +39,7 @@ pub(super) fn send(stream: &UnixStream, message: &[u8], fd: Option<BorrowedFd<'_
 }
 
 /// The next message and its descriptor; `None` once the other end is closed.
-pub(super) fn receive(stream: &UnixStream) -> io::Result<Option<(Vec<u8>, Option<OwnedFd>)>> {
+pub(crate) fn receive(stream: &UnixStream) -> io::Result<Option<(Vec<u8>, Option<OwnedFd>)>> {
     let mut length = [0; 4];
     let mut fd = None;
     match receive_some(stream, &mut length, &mut fd)? {
