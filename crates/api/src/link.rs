@@ -77,6 +77,9 @@ pub enum FromAgent {
         slowed_to_percent: Option<u32>,
         /// As in the move's summary.
         #[serde(default)]
+        late_bytes: u64,
+        /// As in the move's summary.
+        #[serde(default)]
         stood_still: Option<String>,
     },
     /// Either side: this move cannot go on. Not sent by a source that has given everything away.

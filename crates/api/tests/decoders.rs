@@ -42,6 +42,7 @@ fn valid() -> Vec<Vec<u8>> {
         file_bytes: 2,
         rounds: 3,
         slowed_to_percent: Some(25),
+        late_bytes: 1 << 20,
         stood_still: None,
     };
     let line = LogLine { at_ms: 1, stream: LogStream::Stderr, text: "\u{1b}[0m".into() };

@@ -1,5 +1,11 @@
 //! The destination of a move, mirror image of [`crate::source`].
 
+mod late;
+
+pub use late::Following;
+use late::LatePages;
+
+use std::borrow::Cow;
 use std::fs::File;
 use std::future::Future;
 use std::io::Write;
@@ -7,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use godwit_memory::{PageStore, StoreError};
+use godwit_memory::{Late, PageStore, StoreError};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::UnixStream;
@@ -34,12 +40,17 @@ pub enum ReceiveError {
     Wire(#[from] WireError),
     #[error("the source has been silent for {} s", SILENCE_TIMEOUT_MS / 1000)]
     Silent,
+    #[error("nothing has come from the source for {} s, and memory is missing", late::SILENCE_TIMEOUT_MS / 1000)]
+    SilentLate,
     #[error("files could not be written")]
     Files(#[from] WriteError),
     #[error("memory could not be taken in")]
     Memory(#[from] StoreError),
     #[error("{doing} failed")]
     Part { doing: &'static str, source: PartError },
+    /// The processes must not go on.
+    #[error("memory that was to follow could not be passed on")]
+    Late(#[source] std::io::Error),
     #[error("the source sent an image named {name:?}")]
     ImageName { name: String },
 }
@@ -61,10 +72,12 @@ pub trait Landing: Send {
     /// The page stream has ended; everything of it is stored when this returns.
     fn pages_stored(&mut self) -> impl Future<Output = Result<(), PartError>> + Send;
     /// Restores the processes up to the last point before they run; their memory is in `memory`, or in CRIU's images.
+    /// Some of it may come `late`, to whoever fills it in.
     fn restore(
         &mut self,
         fin: &Final,
         memory: Option<Arc<PageStore>>,
+        late: Option<Late>,
     ) -> impl Future<Output = Result<(), PartError>> + Send;
 }
 
@@ -100,10 +113,14 @@ pub async fn arrival<R: AsyncRead + Unpin>(reader: R) -> Result<Arrival<R>, Rece
 }
 
 /// Runs the destination's side up to the point where the processes could run.
-pub async fn receive<R, W, L>(arrival: Arrival<R>, writer: W, landing: &mut L) -> Result<Received, ReceiveError>
+pub async fn receive<R, W, L>(
+    arrival: Arrival<R>,
+    writer: W,
+    landing: &mut L,
+) -> Result<(Received, Option<Following>), ReceiveError>
 where
-    R: AsyncRead + Unpin + Send,
-    W: AsyncWrite + Unpin + Send,
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin + Send + 'static,
     L: Landing,
 {
     let Arrival { mut reader, offer } = arrival;
@@ -114,6 +131,7 @@ where
     let mut frozen_at: Option<Instant> = None;
     let mut carried = false;
     let mut image: Option<File> = None;
+    let mut late = LatePages::default();
     loop {
         let frame = next(&mut reader).await?;
         match frame.kind {
@@ -153,6 +171,7 @@ where
             Kind::Memory | Kind::PackedMemory | Kind::EmptyMemory | Kind::DropMemory => {
                 tokio::task::block_in_place(|| take_memory(&store, &frame))?;
             }
+            Kind::LateMemory => late.named(&store, &frame)?,
             Kind::Image => {
                 let name = frame.json::<Image>()?.name;
                 image = Some(create_image(&landing.images_dir(), &name)?);
@@ -162,34 +181,44 @@ where
                 let fin: Final = frame.json()?;
                 let begun = Instant::now();
                 let memory = carried.then(|| Arc::clone(&store));
-                landing
-                    .restore(&fin, memory)
-                    .await
-                    .map_err(|source| ReceiveError::Part { doing: "the restore", source })?;
+                let bytes = reader.received_bytes;
+                let (late, mut following) = late.follow(reader, writer)?;
+                let restore = landing.restore(&fin, memory, late);
+                let restored = match &mut following {
+                    // CRIU may need some of it, and would wait for what does not come.
+                    Some(following) => tokio::select! {
+                        restored = restore => restored,
+                        error = following.failed() => return Err(error),
+                    },
+                    None => restore.await,
+                };
+                restored.map_err(|source| ReceiveError::Part { doing: "the restore", source })?;
                 let since = frozen_at.map_or(0.0, |at| at.elapsed().as_secs_f64() * 1e3);
-                return Ok(Received {
+                let received = Received {
                     since_freeze_ms: fin.freeze_ms + since,
-                    bytes: reader.received_bytes,
+                    bytes,
                     restore_ms: begun.elapsed().as_secs_f64() * 1e3,
                     fin,
-                });
+                };
+                return Ok((received, following));
             }
             got => return Err(WireError::Unexpected { got, wanted: "files, images or the end" }.into()),
         }
     }
 }
 
+/// The payload of a frame of memory, as it was before it was compressed.
+fn content_of(frame: &Frame) -> Result<Cow<'_, [u8]>, WireError> {
+    match frame.kind {
+        Kind::PackedMemory => Ok(unpack(&frame.payload)?.into()),
+        _ => Ok(Cow::Borrowed(&frame.payload)),
+    }
+}
+
 /// Takes in a frame of memory.
 fn take_memory(store: &PageStore, frame: &Frame) -> Result<(), ReceiveError> {
-    let unpacked;
-    let payload = match frame.kind {
-        Kind::PackedMemory => {
-            unpacked = unpack(&frame.payload).map_err(WireError::from)?;
-            &unpacked
-        }
-        _ => &frame.payload,
-    };
-    let (head, ranges, content) = Head::split(payload).map_err(WireError::from)?;
+    let payload = content_of(frame)?;
+    let (head, ranges, content) = Head::split(&payload).map_err(WireError::from)?;
     match frame.kind {
         Kind::Memory | Kind::PackedMemory => {
             for (range, pages) in with_pages(&ranges, content).map_err(WireError::from)? {

@@ -58,13 +58,15 @@ impl Memory {
     }
 
     /// Makes a round over `pids`: `told` hears which pages it is about before any is read, then everything goes to
-    /// `out`, compressed if `link` is slow. Ends early without an error when nobody listens there any more.
+    /// `out`, compressed if `link` is slow. Ends early without an error when nobody listens there any more. If it is
+    /// `late`, asked with the round, only the names of processes' pages go there: they are read later.
     pub fn round(
         &mut self,
         pids: &[i32],
         target: Target,
         out: &mpsc::Sender<Outgoing>,
         link: &LinkMeter,
+        late: impl FnOnce(&Round) -> bool,
         told: impl FnOnce(&Arc<Round>),
     ) -> Result<RoundStats, MemoryError> {
         let begun = Instant::now();
@@ -80,6 +82,7 @@ impl Memory {
         );
         let number = self.rounds;
         self.rounds = self.rounds.saturating_add(1);
+        let late = late(&round);
         told(&round);
         let mut frames = Frames { out, packer: &mut self.packer, link, number, sent_bytes: 0 };
         for inner_pid in &round.ended {
@@ -91,6 +94,10 @@ impl Memory {
         for process in &round.processes {
             let key = Key::Process(process.inner_pid);
             frames.begin(key, process.reset, &process.gone);
+            if late {
+                frames.ranges(Kind::LateMemory, key, process.pages.ranges());
+                continue;
+            }
             let reader = self.tracker.read_process(process.pid, process.pages.clone());
             match frames.pages(key, reader) {
                 // It ended after the look; the next round says so.
@@ -106,6 +113,18 @@ impl Memory {
             }
         }
         Ok(RoundStats { dirty_bytes: round.bytes(), sent_bytes: frames.sent_bytes })
+    }
+
+    /// Reads pages that a round has called late, and sends them to `out`.
+    pub fn read_late(
+        &mut self,
+        key: Key,
+        reader: PageReader,
+        out: &mpsc::Sender<Outgoing>,
+        link: &LinkMeter,
+    ) -> Result<(), MemoryError> {
+        let mut frames = Frames { out, packer: &mut self.packer, link, number: self.rounds, sent_bytes: 0 };
+        Ok(frames.pages(key, reader)?)
     }
 }
 
@@ -128,8 +147,12 @@ impl Frames<'_> {
     }
 
     fn empty(&self, key: Key, ranges: &[PageRange]) {
+        self.ranges(Kind::EmptyMemory, key, ranges);
+    }
+
+    fn ranges(&self, kind: Kind, key: Key, ranges: &[PageRange]) {
         for some in ranges.chunks(MAX_RANGES) {
-            self.send(Kind::EmptyMemory, Head { key, round: self.number }.begin(some, 0));
+            self.send(kind, Head { key, round: self.number }.begin(some, 0));
         }
     }
 

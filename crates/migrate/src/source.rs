@@ -3,6 +3,7 @@
 mod dump;
 mod files;
 mod frozen;
+mod late;
 mod memory;
 mod slow;
 #[cfg(test)]
@@ -15,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use godwit_memory::{Round, Target};
-use godwit_model::migration::{MoveOptions, Phase, Progress};
+use godwit_model::migration::{CopyMode, MoveOptions, Phase, Progress};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
@@ -25,8 +26,8 @@ use crate::files::{ScanError, Scanner};
 use crate::memory::{Memory, MemoryError};
 use crate::packing::LinkMeter;
 use crate::wire::{
-    Accept, Final, FrameReader, FrameWriter, Kind, MEMORY_VERSION, OLDEST_VERSION, Offer, Refuse, RoundEnd, VERSION,
-    WireError,
+    Accept, Final, FrameReader, FrameWriter, Kind, LATE_VERSION, MEMORY_VERSION, OLDEST_VERSION, Offer, Refuse,
+    RoundEnd, VERSION, WireError,
 };
 use memory::{memory_in_rounds, without_rounds};
 use slow::Brake;
@@ -122,6 +123,9 @@ pub trait Workload: Send {
     ///
     /// Returns the directory they are in.
     fn dump(&mut self, memory: DumpMemory) -> impl Future<Output = Result<PathBuf, PartError>> + Send;
+    /// Some memory goes to the other side while the container runs there already; called before the other side can know.
+    /// Until [`send`] returns, what the frozen processes have must stay.
+    fn still_needed(&mut self);
     /// As before the freeze.
     fn thaw(&mut self) -> impl Future<Output = ()> + Send;
 }
@@ -133,7 +137,7 @@ pub struct Sent {
     pub fin: Final,
 }
 
-/// Runs the source's side up to and including `Final`.
+/// Runs the source's side up to and including `Final`, and sends what is late.
 ///
 /// On `Err` the container runs as before. On `Ok` it is frozen and only the store's verdict may free or thaw it.
 pub async fn send<R, W, L>(
@@ -155,6 +159,8 @@ where
         memory: None,
         link: Arc::default(),
         brake: Brake::default(),
+        can_be_late: false,
+        late: false,
         stood_still: None,
         memory_bytes: 0,
         progress: Progress::default(),
@@ -164,6 +170,7 @@ where
     if version >= MEMORY_VERSION {
         source.scanners.iter_mut().for_each(Scanner::send_patches);
     }
+    source.can_be_late = version >= LATE_VERSION;
     // Where nobody can tell written pages, memory goes through CRIU while everything stands still.
     match memory_in_rounds(version, workload) {
         Ok(memory) => source.memory = Some(memory),
@@ -176,7 +183,15 @@ where
     source.writer.pace.set(None);
     let detail = copied?;
     match source.frozen_part(detail, workload).await {
-        Ok(fin) => Ok(Sent { bytes: source.writer.sent_bytes, fin }),
+        Ok((fin, late)) => {
+            if let Some(late) = late
+                && let Err(error) = source.send_late(late).await
+            {
+                // The other side notices by the end of the connection, and starts the container anew.
+                tracing::error!(error, "memory that was to follow did not all get there");
+            }
+            Ok(Sent { bytes: source.writer.sent_bytes, fin })
+        }
         Err(error) => {
             workload.thaw().await;
             Err(error)
@@ -192,6 +207,10 @@ struct Source<R, W> {
     memory: Option<Memory>,
     link: Arc<LinkMeter>,
     brake: Brake,
+    /// The other side takes memory after `Final`.
+    can_be_late: bool,
+    /// What is left of memory follows after `Final`.
+    late: bool,
     /// Why there are no rounds of memory, where there are none.
     stood_still: Option<String>,
     memory_bytes: u64,
@@ -245,7 +264,7 @@ where
         self.rounds(workload).await?;
         let ready = workload.before_freeze(carried).await;
         let detail = ready.map_err(|source| SendError::Part { phase, doing: "getting ready to freeze", source })?;
-        if carried {
+        if carried && !self.late {
             // Getting ready took a while; what was written meanwhile need not be sent while everything stands still.
             self.memory_round(phase, Target::Running, workload).await?;
             self.writer.flush().await.map_err(wire(phase))?;
@@ -284,6 +303,12 @@ where
             }
             self.writer.send_json(Kind::RoundEnd, &RoundEnd { round }).await.map_err(wire(phase))?;
             self.writer.flush().await.map_err(wire(phase))?;
+            let post_copy = workload.options().mode == CopyMode::PostCopy && self.can_be_late && self.memory.is_some();
+            if post_copy && files_before.is_none() {
+                // Everything was sent once; what was written since follows.
+                self.late = true;
+                break;
+            }
             match decision {
                 Decision::Again => godwit_hold::reach("copy").await,
                 Decision::Freeze { .. } if files_before.is_some() => {}
@@ -293,8 +318,17 @@ where
                 }
                 Decision::Stuck { expected_ms } if self.brake.press(expected_ms, &mut convergence, workload)? => {}
                 Decision::Stuck { expected_ms } => {
-                    allowed(expected_ms, convergence.fixed_ms(workload.fixed_ms()), workload.options())?;
-                    tracing::info!(expected_ms, "more rounds would not make the pause shorter");
+                    let (fixed_ms, options) = (convergence.fixed_ms(workload.fixed_ms()), workload.options());
+                    let Err(too_long) = allowed(expected_ms, fixed_ms, options) else {
+                        tracing::info!(expected_ms, "more rounds would not make the pause shorter");
+                        break;
+                    };
+                    if !self.can_be_late || options.mode == CopyMode::PreCopy {
+                        return Err(too_long);
+                    }
+                    allowed(0.0, fixed_ms, options)?;
+                    tracing::info!(expected_ms, "what is left of memory follows after the hand-over");
+                    self.late = true;
                     break;
                 }
             }

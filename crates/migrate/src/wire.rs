@@ -12,6 +12,8 @@
 //!   │ ── Image{name}, Data… ───────────────────────────▶ │   everything that CRIU wrote
 //!   │ ── per tree: Entry, Data…, Remove ───────────────▶ │   files changed since the last round
 //!   │ ── Final{…} ─────────────────────────────────────▶ │   from here the source obeys only the store
+//!   │ ── Memory, EmptyMemory… LateEnd ─────────────────▶ │   post-copy: what LateMemory named before Final
+//!   │ ◀───────────────────────── Wanted… Complete ────── │
 //! ```
 //! A frame is 16 bytes of header and a payload: kind (1, zero is invalid), three zero bytes, payload length (4),
 //! XXH3-64 of the payload (8), all little-endian. Control payloads are JSON. A receiver refuses unknown kinds, longer
@@ -19,7 +21,7 @@
 //! failed move and the source runs on.
 //!
 //! Versions: the source offers a range, the destination takes the highest it knows; version N and N−1 are spoken.
-//! From version 3 on `PackedMemory` may take the place of `Memory`. In version 1, and where the source's kernel cannot tell written pages, there are no `Memory` frames. Instead, after
+//! From version 3 on `PackedMemory` may take the place of `Memory`; from version 4 on memory may follow after `Final`. In version 1, and where the source's kernel cannot tell written pages, there are no `Memory` frames. Instead, after
 //! `Frozen`, CRIU's page stream goes by as it comes: `Pages(bytes)` there, its few answers as `Pages(bytes)` back, and
 //! `PagesEnd`.
 
@@ -33,11 +35,13 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::pace::Pace;
 
 /// The version of this protocol.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// The first version that carries memory in rounds.
 pub const MEMORY_VERSION: u32 = 2;
 /// The first version in which memory may be compressed.
 pub const PACKED_VERSION: u32 = 3;
+/// The first version in which memory may follow after `Final`.
+pub const LATE_VERSION: u32 = 4;
 /// The oldest version still spoken.
 pub const OLDEST_VERSION: u32 = 1;
 /// The largest payload of a frame, in bytes.
@@ -71,6 +75,14 @@ pub enum Kind {
     DropMemory = 15,
     /// A payload of [`Kind::Memory`], compressed, see [`crate::packing`].
     PackedMemory = 16,
+    /// Pages that follow after `Final`; what was sent of them is void.
+    LateMemory = 17,
+    /// After `Final`: all pages have been sent.
+    LateEnd = 18,
+    /// From the destination after `Final`: somebody waits for these pages.
+    Wanted = 19,
+    /// From the destination: all pages are in the hands of the process that fills, which needs nobody any more.
+    Complete = 20,
 }
 
 impl Kind {
@@ -79,7 +91,8 @@ impl Kind {
         let copy =
             [Offer, Accept, Refuse, Entry, Data, Remove, RoundEnd, Memory, EmptyMemory, DropMemory, PackedMemory];
         let frozen = [Frozen, Pages, PagesEnd, Image, Final];
-        copy.into_iter().chain(frozen).find(|k| *k as u8 == byte)
+        let late = [LateMemory, LateEnd, Wanted, Complete];
+        copy.into_iter().chain(frozen).chain(late).find(|k| *k as u8 == byte)
     }
 }
 
@@ -167,6 +180,9 @@ pub struct Final {
     /// See [`godwit_model::migration::Summary::slowed_to_percent`].
     #[serde(default)]
     pub slowed_to_percent: Option<u32>,
+    /// What follows after this, in bytes.
+    #[serde(default)]
+    pub late_bytes: u64,
 }
 
 /// A process's mapping of a shared object; numbers as the source has them.

@@ -78,11 +78,17 @@ impl Outcome {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CopyMode {
-    /// In rounds while the container runs, where that is possible; otherwise while it stands still.
+    /// In rounds while the container runs, where that is possible; otherwise while it stands still. What writes faster
+    /// than that can be sent is slowed down; if [`MoveOptions::max_downtime_ms`] cannot be kept even so, the rest follows
+    /// as by [`CopyMode::PostCopy`].
     #[default]
     Auto,
     /// In rounds while the container runs, or not at all.
     PreCopy,
+    /// Once while the container runs; what it has written since follows after the hand-over, when it runs on the other
+    /// host. The shortest downtime, and if one of the hosts or the link dies before all is there, the container starts
+    /// anew from its files.
+    PostCopy,
     /// While it stands still: the shortest total time and the longest downtime.
     StopAndCopy,
 }
@@ -92,6 +98,7 @@ impl CopyMode {
         match self {
             Self::Auto => "auto",
             Self::PreCopy => "pre-copy",
+            Self::PostCopy => "post-copy",
             Self::StopAndCopy => "stop-and-copy",
         }
     }
@@ -101,9 +108,9 @@ impl std::str::FromStr for CopyMode {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let all = [Self::Auto, Self::PreCopy, Self::StopAndCopy];
+        let all = [Self::Auto, Self::PreCopy, Self::PostCopy, Self::StopAndCopy];
         let found = all.into_iter().find(|mode| mode.as_str() == text);
-        found.ok_or_else(|| format!("{text:?} is none of auto, pre-copy, stop-and-copy"))
+        found.ok_or_else(|| format!("{text:?} is none of auto, pre-copy, post-copy, stop-and-copy"))
     }
 }
 
@@ -211,6 +218,9 @@ pub struct Summary {
     /// it was not slowed down.
     #[serde(default)]
     pub slowed_to_percent: Option<u32>,
+    /// Memory that followed when the container ran on the other host already, in bytes.
+    #[serde(default)]
+    pub late_bytes: u64,
     /// Why memory was copied while the container stood still; `None`: in rounds while it ran.
     #[serde(default)]
     pub stood_still: Option<String>,

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use godwit_api::types::ErrorBody;
 use godwit_container::{Cgroup, start_time_ticks};
-use godwit_memory::{FillerProcess, ObjectId, ObjectKind, PageRange, SharedUse, inner_pid};
+use godwit_memory::PageStore;
+use godwit_memory::{FillerProcess, Late, ObjectId, ObjectKind, PageRange, SharedUse, inner_pid};
+use godwit_migrate::Following;
 use godwit_migrate::wire::{SharedKind, SharedPlace};
 use godwit_model::ContainerName;
 use godwit_model::event::EventKind;
@@ -29,6 +31,18 @@ const MARK: &str = "filler.json";
 struct Mark {
     pid: u32,
     start_ticks: u64,
+    /// Some of the memory is still on its way, to the agent that wrote this.
+    #[serde(default)]
+    late: bool,
+}
+
+/// What becomes of the memory of a container that runs already.
+#[derive(Default)]
+pub struct Filling {
+    /// `None`: started by an earlier agent.
+    pub filler: Option<Arc<FillerProcess>>,
+    /// What comes from the source meanwhile.
+    pub following: Option<Following>,
 }
 
 /// The source's places of shared memory as this host's processes have them.
@@ -64,12 +78,50 @@ pub async fn start(host: &Arc<Host>, container_dir: PathBuf, work: PathBuf) -> R
         let joined = Cgroup::open(&cgroup).and_then(|cgroup| cgroup.join(pid));
         joined.map_err(|e| ErrorBody::from_chain(&e))?;
         let mark = start_time_ticks(pid).and_then(|start_ticks| {
-            std::fs::write(container_dir.join(MARK), serde_json::to_vec(&Mark { pid, start_ticks })?)
+            std::fs::write(container_dir.join(MARK), serde_json::to_vec(&Mark { pid, start_ticks, late: false })?)
         });
         mark.map_err(|e| ErrorBody::new(format!("the filler cannot be noted down: {e}")))?;
         Ok(filler)
     };
     tokio::task::spawn_blocking(start).await.map_err(|e| ErrorBody::new(e.to_string()))?
+}
+
+/// Gives the filler what has arrived, and says what has not. Blocks.
+pub fn load(
+    filler: &FillerProcess,
+    store: Arc<PageStore>,
+    late: Option<Late>,
+    container_dir: &Path,
+) -> Result<(), ErrorBody> {
+    if let Some(late) = late {
+        mark_late(container_dir, true)?;
+        filler.expect(late).map_err(|e| ErrorBody::from_chain(&e))?;
+    }
+    filler.load(store).map_err(|e| ErrorBody::from_chain(&e))
+}
+
+/// Notes down whether memory is still on its way: an agent after this one cannot take it, and must know.
+fn mark_late(container_dir: &Path, late: bool) -> Result<(), ErrorBody> {
+    let path = container_dir.join(MARK);
+    let changed = read_mark(&path)?.map(|mark| serde_json::to_vec(&Mark { late, ..mark }));
+    let written = changed.map(|text| {
+        let new = path.with_extension("new");
+        std::fs::write(&new, text?)?;
+        std::fs::rename(new, &path)
+    });
+    written.transpose().map_err(wrong(&path)).map(|_| ())
+}
+
+fn wrong(path: &Path) -> impl Fn(std::io::Error) -> ErrorBody + '_ {
+    move |e| ErrorBody::new(format!("{}: {e}", path.display()))
+}
+
+fn read_mark(path: &Path) -> Result<Option<Mark>, ErrorBody> {
+    match std::fs::read(path) {
+        Ok(text) => serde_json::from_slice(&text).map(Some).map_err(|e| wrong(path)(e.into())),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(e) => Err(wrong(path)(e)),
+    }
 }
 
 /// Waits until the memory of a container that arrived here is complete. Before that it must not be given away: what is
@@ -85,13 +137,8 @@ pub fn settled(container_dir: &Path) -> Result<(), ErrorBody> {
 /// Waits for the end of whoever fills a container's memory; `false` if that does not come within `limit_s` seconds.
 fn ended_within(container_dir: &Path, limit_s: u64) -> Result<bool, ErrorBody> {
     let path = container_dir.join(MARK);
-    let wrong = |e: std::io::Error| ErrorBody::new(format!("{}: {e}", path.display()));
-    let text = match std::fs::read(&path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(true),
-        Err(e) => return Err(wrong(e)),
-    };
-    let mark: Mark = serde_json::from_slice(&text).map_err(|e| wrong(e.into()))?;
+    let Some(mark) = read_mark(&path)? else { return Ok(true) };
+    let wrong = wrong(&path);
     let pid = rustix::process::Pid::from_raw(mark.pid.cast_signed());
     let pidfd = pid.and_then(|pid| rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).ok());
     // Its number may be another's by now.
@@ -111,19 +158,37 @@ fn ended_within(container_dir: &Path, limit_s: u64) -> Result<bool, ErrorBody> {
     }
 }
 
-/// Watches the filling to its end; `filler` is `None` where an earlier agent started it, of which only the end is seen. A
+/// Watches the filling to its end; of what an earlier agent started only the end is seen. A
 /// container that would have to go on without some of its memory is killed: its task then does what its restart policy
 /// says.
 pub fn follow(
     host: &Arc<Host>,
     name: &ContainerName,
     container_dir: PathBuf,
-    filler: Option<Arc<FillerProcess>>,
+    Filling { filler, following }: Filling,
     cgroup: Cgroup,
 ) {
     let (host, name) = (Arc::clone(host), name.clone());
+    if let Some(mut following) = following {
+        let (container_dir, name) = (container_dir.clone(), name.clone());
+        tokio::spawn(async move {
+            // The filler says that something is missing, too.
+            match following
+                .end()
+                .await
+                .map_err(|e| ErrorBody::from_chain(&e))
+                .and_then(|()| mark_late(&container_dir, false))
+            {
+                Ok(()) => tracing::info!(container = %name, "all memory has come"),
+                Err(error) => tracing::error!(container = %name, error = error.one_line(), "memory has not come"),
+            }
+        });
+    }
     tokio::task::spawn_blocking(move || {
         let ended = match filler {
+            None if read_mark(&container_dir.join(MARK)).is_ok_and(|mark| mark.is_some_and(|mark| mark.late)) => {
+                Err(ErrorBody::new("some of its memory was still on its way when the agent ended"))
+            }
             Some(filler) => match filler.wait(Duration::from_secs(FILL_TIMEOUT_S)) {
                 Ok(Some(report)) => {
                     tracing::info!(container = %name, ?report, "all memory is in its place");

@@ -17,6 +17,7 @@ use godwit_container::keeper::protocol::{Event, Reply as Said, Request};
 use godwit_container::keeper::state::Phase as KeeperPhase;
 use godwit_image::Image;
 use godwit_memory::FillerProcess;
+use godwit_migrate::Following;
 use godwit_model::container::{ContainerSpec, Health};
 use godwit_model::event::EventKind;
 use godwit_model::units::Bytes;
@@ -30,7 +31,8 @@ use tokio_rustls::server::TlsStream;
 
 use self::arriving::{Site, arrive};
 use super::dump::WorkDirs;
-use super::{fill, ghosts};
+use super::fill::{self, Filling};
+use super::ghosts;
 use crate::expedite::Expedited;
 use crate::host::{Host, locked};
 use crate::keeper::Keeper;
@@ -79,6 +81,8 @@ struct Held {
     started_at_ms: Option<u64>,
     health: Option<Health>,
     filler: Option<Arc<FillerProcess>>,
+    /// Memory that is still on its way.
+    following: Option<Following>,
     /// Until it runs.
     _expedited: Option<Expedited>,
     since: Instant,
@@ -139,9 +143,10 @@ impl Incoming {
         }
         let assignment =
             Assignment { spec: self.spec.clone(), generation, run: true, start_count: held.record.start_count };
-        let Held { live, dirs, record, started_at_ms, health, filler, .. } = *held;
+        let Held { live, dirs, record, started_at_ms, health, filler, following, .. } = *held;
         let container_dir = container_dir(host, &self.spec.id);
-        fill::follow(host, &self.spec.name, container_dir, filler, live.cgroup.clone());
+        let filling = Filling { filler, following };
+        fill::follow(host, &self.spec.name, container_dir, filling, live.cgroup.clone());
         task::spawn_live(host, assignment, live, record);
         if let Some(task) = locked(&host.tasks).get(&self.spec.id) {
             let mut status = locked(&task.shared.status);
@@ -294,6 +299,7 @@ async fn adopt_held(host: &Host, dir: &Path, record: Record) -> Option<Held> {
         started_at_ms: None,
         health: None,
         filler: None,
+        following: None,
         _expedited: None,
         since: Instant::now(),
     })

@@ -66,6 +66,8 @@ struct Held {
     ended: Option<&'static str>,
     /// The criu that dumps it.
     criu: Option<OwnedFd>,
+    /// Some of its memory is still to be sent, by the store's word or before it.
+    needed: bool,
 }
 
 impl Held {
@@ -102,6 +104,7 @@ impl Outgoing {
             begun: None,
             unplugging: None,
             held: Arc::clone(&held),
+            connection: Arc::clone(&connection),
             begun_at: Instant::now(),
             cpu_usec: live.cgroup.usage().map(|u| u.cpu_usec).unwrap_or_default(),
             usual_cpu: None,
@@ -136,6 +139,18 @@ impl Outgoing {
             && timeout(Duration::from_millis(CANCEL_TIMEOUT_MS), worker).await.is_err()
         {
             tracing::error!(id = %self.id, "a cancelled move has not let go of its container yet");
+        }
+    }
+
+    /// The destination owns it: waits until it has what it still needs of it, however long that takes as long as
+    /// something is sent; any other sender is stopped.
+    pub async fn given(&mut self) {
+        if !locked(&self.held).needed {
+            return self.cancel().await;
+        }
+        if let Some(worker) = self.worker.take() {
+            // It has logged what went wrong.
+            let _ = worker.await;
         }
     }
 

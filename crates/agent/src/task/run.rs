@@ -22,7 +22,7 @@ use super::unmake::{stop_everything, unmake};
 use super::{Command, Shared};
 use crate::host::{Host, locked};
 use crate::keeper::Keeper;
-use crate::moves::fill;
+use crate::moves::fill::{self, Filling};
 use crate::moves::outgoing::Outgoing;
 use crate::{movable, translate};
 
@@ -118,7 +118,7 @@ impl Task {
                     "its processor time was not given back"
                 );
             }
-            fill::follow(&self.host, &self.record.spec.name, dir, None, cgroup.clone());
+            fill::follow(&self.host, &self.record.spec.name, dir, Filling::default(), cgroup.clone());
             self.went_live(Live { keeper, events, cgroup, pid });
             locked(&self.shared.status).started_at_ms = state.started_unix_ms;
             self.resume_giving_away();

@@ -33,8 +33,9 @@ pub struct MigrateArgs {
     /// The host to move it to; without it the scheduler picks one
     #[arg(long, value_name = "HOST")]
     to: Option<HostName>,
-    /// How memory is copied: in rounds while the container runs (pre-copy), while it stands still (stop-and-copy), or as
-    /// its host can (auto)
+    /// How memory is copied: in rounds while the container runs (pre-copy), once and the rest when it runs on the other
+    /// host (post-copy: if a host or the link dies meanwhile, the container starts anew), while it stands still
+    /// (stop-and-copy), or pre-copy where the host can and as much post-copy as --max-downtime needs (auto)
     #[arg(long, value_name = "MODE", default_value = "auto")]
     mode: CopyMode,
     /// Give the move up if the container is expected to stand still for longer, in milliseconds

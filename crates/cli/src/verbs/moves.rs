@@ -120,6 +120,10 @@ fn cost_rows(summary: &Summary) -> Vec<(String, String)> {
     if let Some(percent) = summary.slowed_to_percent {
         rows.push(("slowed down".to_owned(), format!("to {percent} % of its CPU time while it was copied")));
     }
+    if summary.late_bytes > 0 {
+        let late = Bytes(summary.late_bytes);
+        rows.push(("post-copied".to_owned(), format!("{late} of memory, when it ran on the other host already")));
+    }
     let copied = match &summary.stood_still {
         None => "in rounds while it ran".to_owned(),
         Some(why) => format!("while it stood still: {why}"),

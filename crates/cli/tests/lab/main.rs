@@ -8,6 +8,7 @@ mod faults;
 mod isolation;
 mod movable;
 mod moves;
+mod postcopy;
 mod sending;
 mod site;
 mod table;

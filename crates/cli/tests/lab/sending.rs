@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::moves::{WORKLOAD, status, wait_listening};
 use crate::world::World;
 
-const WRITER: &str = r#"
+pub const WRITER: &str = r#"
 name: t
 services:
   w:
@@ -43,8 +43,8 @@ fn what_writes_faster_than_the_link_is_slowed_down_and_given_its_time_back() {
     wait_listening(&world, &address);
     let client = world.client(&["client", "--address", &address, "--connections", "4", "--until-stdin-closes"]);
     let to = if world.host_of("t/w-1") == "h1" { "h2" } else { "h1" };
-    let never = ["migrate", "t/w-1", "--to", to, "--max-downtime", "400", "--never-slow", "--compress", "never"];
-    let said = world.refused(1, &never);
+    let never = ["migrate", "t/w-1", "--to", to, "--mode", "pre-copy", "--max-downtime", "400", "--never-slow"];
+    let said = world.refused(1, &[&never[..], &["--compress", "never"]].concat());
     assert!(said.contains("it writes faster than that can be sent"), "{said}");
     let begun = world.ok(&["migrate", "t/w-1", "--to", to, "--max-downtime", "400", "--compress", "never", "--detach"]);
     let slowed = world.until(Duration::from_secs(30), || cpu_quota(&world, "t/w-1"));

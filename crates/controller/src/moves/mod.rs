@@ -154,6 +154,7 @@ fn cost_of(ready: FromAgent) -> Summary {
         file_bytes,
         rounds,
         slowed_to_percent,
+        late_bytes,
         stood_still,
     } = ready
     else {
@@ -167,6 +168,7 @@ fn cost_of(ready: FromAgent) -> Summary {
         file_bytes,
         rounds,
         slowed_to_percent,
+        late_bytes,
         stood_still,
         ..Summary::default()
     }

@@ -45,7 +45,7 @@ fn words() -> impl Strategy<Value = Vec<Word>> {
 fn ready(id: MoveId) -> FromAgent {
     let (bytes_received, memory_bytes, file_bytes, rounds) = (3, 2, 1, 1);
     let (parts, since_freeze_ms, stood_still) = (Vec::new(), 1.0, None);
-    let slowed_to_percent = None;
+    let (slowed_to_percent, late_bytes) = (None, 0);
     FromAgent::MoveReady {
         id,
         parts,
@@ -55,6 +55,7 @@ fn ready(id: MoveId) -> FromAgent {
         file_bytes,
         rounds,
         slowed_to_percent,
+        late_bytes,
         stood_still,
     }
 }

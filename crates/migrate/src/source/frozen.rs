@@ -1,12 +1,14 @@
 //! What is done while the container stands still.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Instant;
 
 use godwit_memory::Target;
 use godwit_model::migration::Phase;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use super::late::{LATE_FROM_BYTES, Late, late_bytes};
 use super::memory::{shared_places, without_rounds};
 use super::{DumpMemory, SendError, Source, Workload, ms, wire};
 use crate::wire::{Final, Frozen, Kind, RoundEnd, SharedPlace};
@@ -30,7 +32,7 @@ where
         &mut self,
         detail: serde_json::Value,
         workload: &mut L,
-    ) -> Result<Final, SendError> {
+    ) -> Result<(Final, Option<Late>), SendError> {
         let phase = Phase::Freeze;
         let part = |doing| move |source| SendError::Part { phase, doing, source };
         let file_bytes_before = self.writer.sent_bytes.saturating_sub(self.memory_bytes);
@@ -67,13 +69,17 @@ where
             stood_still: self.stood_still.clone(),
             detail,
             shared: last.shared,
+            late_bytes: last.late.as_ref().map_or(0, Late::bytes),
             slowed_to_percent: self.brake.to_percent,
         };
+        if last.late.is_some() {
+            workload.still_needed();
+        }
         self.writer.send_json(Kind::Final, &fin).await.map_err(wire(phase))?;
         self.writer.flush().await.map_err(wire(phase))?;
         self.progress.bytes_sent = self.writer.sent_bytes;
         workload.progress(phase, self.progress);
-        Ok(fin)
+        Ok((fin, last.late))
     }
 
     async fn carried_part<L: Workload>(
@@ -90,6 +96,7 @@ where
             return Err(SendError::Part { phase, doing: "copying memory", source: "nothing was told".into() });
         };
         let shared = shared_places(&last);
+        let late = (self.late && late_bytes(&last) >= LATE_FROM_BYTES).then(|| Arc::clone(&last));
         let dump = async {
             let dumped = workload.dump(DumpMemory::Carried(last)).await;
             let dumped = dumped.map_err(|source| SendError::Part { phase, doing: "the dump by CRIU", source });
@@ -113,7 +120,9 @@ where
             file_bytes += self.file_round::<L>(phase, &[], None).await?.bytes_sent;
             self.writer.send_json(Kind::RoundEnd, &RoundEnd { round }).await.map_err(wire(phase))?;
         }
-        Ok(LastPart { images_dir, file_bytes, dump_ms, files_ms: ms(begun) - dump_ms, shared: Some(shared) })
+        // No round follows.
+        let late = late.and_then(|last| Some(Late::new(self.memory.take()?, &last)));
+        Ok(LastPart { images_dir, file_bytes, dump_ms, files_ms: ms(begun) - dump_ms, shared: Some(shared), late })
     }
 
     /// Memory goes through CRIU, files follow.
@@ -128,7 +137,7 @@ where
         self.memory_bytes = bytes;
         let changed = self.file_round(Phase::Freeze, always, Some(workload)).await?;
         let files_ms = ms(begun) - dump_ms;
-        Ok(LastPart { images_dir, file_bytes: changed.bytes_sent, dump_ms, files_ms, shared: None })
+        Ok(LastPart { images_dir, file_bytes: changed.bytes_sent, dump_ms, files_ms, shared: None, late: None })
     }
 }
 
@@ -139,4 +148,5 @@ struct LastPart {
     /// What files, and pages past CRIU, took beyond the dump.
     files_ms: f64,
     shared: Option<Vec<SharedPlace>>,
+    late: Option<Late>,
 }

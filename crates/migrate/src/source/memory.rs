@@ -9,6 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
+use super::late::{LATE_FROM_BYTES, late_bytes};
 use super::{SendError, Source, Workload, wire};
 use crate::memory::{Memory, MemoryError, Outgoing, RoundStats};
 use crate::wire::{MEMORY_VERSION, PACKED_VERSION, SharedKind, SharedPlace};
@@ -49,8 +50,10 @@ where
         let (out, frames) = mpsc::channel(QUEUE_FRAMES);
         let (told, last) = oneshot::channel();
         let link = Arc::clone(&self.link);
+        let late = self.late && target == Target::Frozen;
         let work = tokio::task::spawn_blocking(move || {
-            let result = memory.round(&pids, target, &out, &link, |round| {
+            let late = |round: &Round| late && late_bytes(round) >= LATE_FROM_BYTES;
+            let result = memory.round(&pids, target, &out, &link, late, |round| {
                 // Nobody waits for it while the processes run.
                 let _ = told.send(Arc::clone(round));
             });

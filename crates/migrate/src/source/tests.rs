@@ -55,6 +55,7 @@ impl Workload for Slow {
         self.note("criu has ended");
         Err("nobody took the pages".into())
     }
+    fn still_needed(&mut self) {}
     async fn thaw(&mut self) {
         self.note("thawed");
     }

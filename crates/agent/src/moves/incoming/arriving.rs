@@ -11,7 +11,7 @@ use godwit_container::spec::BindMount;
 use godwit_container::{Cgroup, LaunchSpec};
 use godwit_criu::{Ends, Message, PageServerOptions, PassedFd, Session};
 use godwit_image::Image;
-use godwit_memory::{FillerProcess, PageStore};
+use godwit_memory::{FillerProcess, Late, PageStore};
 use godwit_migrate::destination::Landing;
 use godwit_migrate::source::PartError;
 use godwit_migrate::wire::Final;
@@ -63,7 +63,7 @@ pub(super) async fn arrive(
     let result = receive(arrival, writer, &mut arriving).await;
     let restored = arriving.restored.take();
     match (result, restored) {
-        (Ok(received), Some(Restored { live, record, started_at_ms, health, filler })) => {
+        (Ok((received, following)), Some(Restored { live, record, started_at_ms, health, filler })) => {
             let held = Held {
                 live,
                 parking: Some(ready.parking),
@@ -72,6 +72,7 @@ pub(super) async fn arrive(
                 started_at_ms,
                 health,
                 filler,
+                following,
                 _expedited: arriving.expedited.take(),
                 since: Instant::now(),
             };
@@ -114,11 +115,13 @@ fn report(id: &MoveId, received: &Received) -> FromAgent {
             (DowntimePart::Restore, received.restore_ms),
         ],
         since_freeze_ms: received.since_freeze_ms,
-        bytes_received: received.bytes,
-        memory_bytes: fin.memory_bytes,
+        // What is late has been promised; if it does not come, there is no move to tell of.
+        bytes_received: received.bytes + fin.late_bytes,
+        memory_bytes: fin.memory_bytes + fin.late_bytes,
         file_bytes: fin.file_bytes,
         rounds: fin.rounds,
         slowed_to_percent: fin.slowed_to_percent,
+        late_bytes: fin.late_bytes,
         // An older source does not say why.
         stood_still: fin
             .stood_still
@@ -220,7 +223,12 @@ impl Landing for Arriving {
         }
     }
 
-    async fn restore(&mut self, fin: &Final, memory: Option<Arc<PageStore>>) -> Result<(), PartError> {
+    async fn restore(
+        &mut self,
+        fin: &Final,
+        memory: Option<Arc<PageStore>>,
+        late: Option<Late>,
+    ) -> Result<(), PartError> {
         let spec = self.incoming.spec.clone();
         let mut laps = Laps::default();
         let detail: Detail = serde_json::from_value(fin.detail.clone())?;
@@ -237,7 +245,8 @@ impl Landing for Arriving {
             (Some(store), Some(filler)) => {
                 let filler = Arc::new(filler);
                 let loading = Arc::clone(&filler);
-                tokio::task::spawn_blocking(move || loading.load(store)).await??;
+                let container_dir = container_dir(&self.host, &spec.id);
+                tokio::task::spawn_blocking(move || fill::load(&loading, store, late, &container_dir)).await??;
                 Some(filler)
             }
             (Some(_), None) => return Err("memory has come, and nobody to fill it in".into()),

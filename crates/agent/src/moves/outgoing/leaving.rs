@@ -14,6 +14,7 @@ use godwit_migrate::source::{DumpMemory, FIXED_MS, PartError, Workload};
 use godwit_model::container::{ContainerSpec, ContainerState};
 use godwit_model::migration::{MoveOptions, Phase, Progress};
 use godwit_network::{Mac, NetworkError};
+use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::task::JoinHandle;
 
@@ -29,6 +30,9 @@ use crate::task::{Shared, volumes_dir};
 /// No container is slowed down below this, in thousandths of a core.
 const LEAST_CPU_MILLIS: u64 = 10;
 
+/// What waits in the socket while pages are sent that somebody may wait for, in bytes.
+const LATE_BUFFER_BYTES: usize = 256 << 10;
+
 pub(super) struct Leaving {
     pub(super) host: Arc<Host>,
     pub(super) plan: Plan,
@@ -42,6 +46,7 @@ pub(super) struct Leaving {
     /// The container's port is being taken from the bridge.
     pub(super) unplugging: Option<JoinHandle<Result<(), NetworkError>>>,
     pub(super) held: Arc<std::sync::Mutex<Held>>,
+    pub(super) connection: Arc<std::sync::Mutex<Option<OwnedFd>>>,
     pub(super) begun_at: Instant,
     /// Processor time used up to then, in microseconds.
     pub(super) cpu_usec: u64,
@@ -228,6 +233,14 @@ impl Workload for Leaving {
             unplugging.await??;
         }
         Ok(self.dirs.clone().ok_or("the move has no working directory")?.images)
+    }
+
+    fn still_needed(&mut self) {
+        locked(&self.held).needed = true;
+        let shorter = |fd: &OwnedFd| set_socket_send_buffer_size(fd, LATE_BUFFER_BYTES);
+        if let Some(Err(error)) = locked(&self.connection).as_ref().map(shorter) {
+            tracing::debug!(%error, "pages that are waited for queue behind others");
+        }
     }
 
     async fn thaw(&mut self) {

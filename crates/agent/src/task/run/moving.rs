@@ -70,7 +70,7 @@ impl Task {
     pub(super) async fn release(&mut self) -> Result<(), ErrorBody> {
         godwit_hold::reach("release").await;
         if let Some(outgoing) = &mut self.outgoing {
-            outgoing.cancel().await;
+            outgoing.given().await;
         }
         *locked(&self.shared.keeper) = None;
         self.live = None;
