@@ -117,6 +117,10 @@ impl Incoming {
         godwit_hold::reach("activate").await;
         let begun = Instant::now();
         let hand_over_ms = held.since.elapsed().as_secs_f64() * 1e3;
+        // Before it runs: CRIU may wait for memory that does not come any more.
+        let filling = Filling { filler: held.filler.take(), following: held.following.take() };
+        let container_dir = container_dir(host, &self.spec.id);
+        fill::follow(host, &self.spec.name, container_dir.clone(), filling, held.live.cgroup.clone());
         let result = resume(&mut held).await;
         let resumed_ms = begun.elapsed().as_secs_f64() * 1e3;
         let frames_parked = match held.parking.as_mut() {
@@ -134,7 +138,7 @@ impl Incoming {
         held.record.incoming = None;
         held.record.generation = generation;
         held.record.since_revision = revision;
-        if let Err(error) = held.record.save(&container_dir(host, &self.spec.id)) {
+        if let Err(error) = held.record.save(&container_dir) {
             tracing::error!(error = ErrorBody::from_chain(&error).one_line(), "the container's record is stale");
         }
         if result.is_err() {
@@ -143,10 +147,7 @@ impl Incoming {
         }
         let assignment =
             Assignment { spec: self.spec.clone(), generation, run: true, start_count: held.record.start_count };
-        let Held { live, dirs, record, started_at_ms, health, filler, following, .. } = *held;
-        let container_dir = container_dir(host, &self.spec.id);
-        let filling = Filling { filler, following };
-        fill::follow(host, &self.spec.name, container_dir, filling, live.cgroup.clone());
+        let Held { live, dirs, record, started_at_ms, health, .. } = *held;
         task::spawn_live(host, assignment, live, record);
         if let Some(task) = locked(&host.tasks).get(&self.spec.id) {
             let mut status = locked(&task.shared.status);
