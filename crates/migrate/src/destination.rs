@@ -1,7 +1,10 @@
 //! The destination of a move, mirror image of [`crate::source`].
 
+mod lanes;
 mod late;
 
+pub use lanes::Joined;
+use lanes::Lanes;
 pub use late::Following;
 use late::LatePages;
 
@@ -24,7 +27,8 @@ use crate::packing::unpack;
 use crate::pages::{Head, with_pages};
 use crate::source::PartError;
 use crate::wire::{
-    Accept, Final, Frame, FrameReader, FrameWriter, Frozen, Image, Kind, Offer, Refuse, WireError, negotiate,
+    Accept, Final, Frame, FrameReader, FrameWriter, Frozen, Image, Join, Kind, MAX_CONNECTIONS, Offer, Refuse,
+    WireError, negotiate,
 };
 
 /// The first frame comes within this time, in milliseconds.
@@ -92,30 +96,46 @@ pub struct Received {
 }
 
 /// A connection whose first frame has been read: which move it is about.
-pub struct Arrival<R> {
+pub enum Arrival<R> {
+    /// A move.
+    Offer(Offered<R>),
+    /// One more connection of a move.
+    Join { move_id: String, lane: FrameReader<R> },
+}
+
+/// A move that is offered.
+pub struct Offered<R> {
     reader: FrameReader<R>,
     offer: Offer,
 }
 
 impl<R> Arrival<R> {
     pub fn move_id(&self) -> &str {
-        &self.offer.move_id
+        match self {
+            Self::Offer(offered) => &offered.offer.move_id,
+            Self::Join { move_id, .. } => move_id,
+        }
     }
 }
 
-/// Reads what a new connection offers.
+/// Reads what a new connection is for.
 pub async fn arrival<R: AsyncRead + Unpin>(reader: R) -> Result<Arrival<R>, ReceiveError> {
     let mut reader = FrameReader::new(reader);
-    let offer = tokio::time::timeout(Duration::from_millis(OFFER_TIMEOUT_MS), reader.expect(Kind::Offer, "an offer"))
-        .await
-        .map_err(|_| ReceiveError::Silent)??;
-    Ok(Arrival { offer: offer.json()?, reader })
+    let limit = Duration::from_millis(OFFER_TIMEOUT_MS);
+    let frame = tokio::time::timeout(limit, reader.next()).await.map_err(|_| ReceiveError::Silent)??;
+    match frame.kind {
+        Kind::Offer => Ok(Arrival::Offer(Offered { offer: frame.json()?, reader })),
+        Kind::Join => Ok(Arrival::Join { move_id: frame.json::<Join>()?.move_id, lane: reader }),
+        got => Err(WireError::Unexpected { got, wanted: "an offer" }.into()),
+    }
 }
 
-/// Runs the destination's side up to the point where the processes could run.
+/// Runs the destination's side up to the point where the processes could run. Further connections of this move come by
+/// `joined`.
 pub async fn receive<R, W, L>(
-    arrival: Arrival<R>,
+    offered: Offered<R>,
     writer: W,
+    joined: Joined<R>,
     landing: &mut L,
 ) -> Result<(Received, Option<Following>), ReceiveError>
 where
@@ -123,11 +143,12 @@ where
     W: AsyncWrite + Unpin + Send + 'static,
     L: Landing,
 {
-    let Arrival { mut reader, offer } = arrival;
+    let Offered { mut reader, offer } = offered;
     let mut writer = FrameWriter::new(writer);
-    handshake(&offer, &mut writer, landing).await?;
+    let connections = handshake(&offer, &mut writer, landing).await?;
     let mut files = Writer::open(&landing.trees())?;
     let store = Arc::new(PageStore::new()?);
+    let mut lanes = Lanes::serve(connections, joined, &store);
     let mut frozen_at: Option<Instant> = None;
     let mut carried = false;
     let mut image: Option<File> = None;
@@ -171,6 +192,7 @@ where
             Kind::Memory | Kind::PackedMemory | Kind::EmptyMemory | Kind::DropMemory => {
                 tokio::task::block_in_place(|| take_memory(&store, &frame))?;
             }
+            Kind::Barrier => lanes.meet().await?,
             Kind::LateMemory => late.named(&store, &frame)?,
             Kind::Image => {
                 let name = frame.json::<Image>()?.name;
@@ -181,7 +203,7 @@ where
                 let fin: Final = frame.json()?;
                 let begun = Instant::now();
                 let memory = carried.then(|| Arc::clone(&store));
-                let bytes = reader.received_bytes;
+                let bytes = reader.received_bytes + lanes.received_bytes();
                 let (late, mut following) = late.follow(reader, writer)?;
                 let restore = landing.restore(&fin, memory, late);
                 let restored = match &mut following {
@@ -231,7 +253,8 @@ fn take_memory(store: &PageStore, frame: &Frame) -> Result<(), ReceiveError> {
     Ok(())
 }
 
-async fn handshake<W, L>(offer: &Offer, writer: &mut FrameWriter<W>, landing: &mut L) -> Result<(), ReceiveError>
+/// How many connections there will be.
+async fn handshake<W, L>(offer: &Offer, writer: &mut FrameWriter<W>, landing: &mut L) -> Result<u32, ReceiveError>
 where
     W: AsyncWrite + Unpin,
     L: Landing,
@@ -242,8 +265,10 @@ where
     });
     match answer {
         Ok(version) => {
-            writer.send_json(Kind::Accept, &Accept { version }).await?;
-            Ok(writer.flush().await?)
+            let connections = offer.connections.clamp(1, MAX_CONNECTIONS);
+            writer.send_json(Kind::Accept, &Accept { version, connections }).await?;
+            writer.flush().await?;
+            Ok(connections)
         }
         Err(refuse) => {
             writer.send_json(Kind::Refuse, &refuse).await?;

@@ -19,5 +19,5 @@ pub mod pages;
 pub mod source;
 pub mod wire;
 
-pub use destination::{Arrival, Following, Landing, ReceiveError, Received, arrival, receive};
+pub use destination::{Arrival, Following, Landing, Offered, ReceiveError, Received, arrival, receive};
 pub use source::{SendError, Sent, Workload, send};

@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use godwit_memory::{
-    Content, Key, PageRange, PageReader, PageSet, Piece, ReadError, Round, Target, TrackError, Tracker,
-};
+use godwit_memory::{Content, Key, PageRange, PageReader, Piece, ReadError, Round, Target, TrackError, Tracker};
 use godwit_model::migration::Compression;
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -29,7 +27,8 @@ pub enum MemoryError {
     Pack(#[source] std::io::Error),
 }
 
-/// A frame on its way to the wire.
+/// A frame on its way to the wire. In a round one `Barrier` is between what is void and what pages have come to hold; it
+/// is for several connections only.
 pub struct Outgoing {
     pub kind: Kind,
     pub payload: Vec<u8>,
@@ -91,9 +90,15 @@ impl Memory {
         for id in &round.dropped {
             frames.drop_key(Key::Object(*id));
         }
+        let reset = round.processes.iter().filter(|p| p.reset).map(|p| Key::Process(p.inner_pid));
+        reset.for_each(|key| frames.drop_key(key));
+        let reset = round.objects.iter().filter(|o| o.reset).map(|o| Key::Object(o.id));
+        reset.for_each(|key| frames.drop_key(key));
+        // From here on each page comes once, on whatever connection.
+        frames.send(Kind::Barrier, Vec::new());
         for process in &round.processes {
             let key = Key::Process(process.inner_pid);
-            frames.begin(key, process.reset, &process.gone);
+            frames.empty(key, process.gone.ranges());
             if late {
                 frames.ranges(Kind::LateMemory, key, process.pages.ranges());
                 continue;
@@ -107,7 +112,7 @@ impl Memory {
         }
         for object in &round.objects {
             let key = Key::Object(object.id);
-            frames.begin(key, object.reset, &object.gone);
+            frames.empty(key, object.gone.ranges());
             if let Some(reader) = self.tracker.read_object(object.id, object.pages.clone()) {
                 frames.pages(key, reader)?;
             }
@@ -154,13 +159,6 @@ impl Frames<'_> {
         for some in ranges.chunks(MAX_RANGES) {
             self.send(kind, Head { key, round: self.number }.begin(some, 0));
         }
-    }
-
-    fn begin(&self, key: Key, reset: bool, gone: &PageSet) {
-        if reset {
-            self.drop_key(key);
-        }
-        self.empty(key, gone.ranges());
     }
 
     fn pages(&mut self, key: Key, mut reader: PageReader) -> Result<(), ReadError> {

@@ -3,6 +3,7 @@
 mod dump;
 mod files;
 mod frozen;
+mod lanes;
 mod late;
 mod memory;
 mod slow;
@@ -26,9 +27,11 @@ use crate::files::{ScanError, Scanner};
 use crate::memory::{Memory, MemoryError};
 use crate::packing::LinkMeter;
 use crate::wire::{
-    Accept, Final, FrameReader, FrameWriter, Kind, LATE_VERSION, MEMORY_VERSION, OLDEST_VERSION, Offer, Refuse,
-    RoundEnd, VERSION, WireError,
+    Accept, Final, FrameReader, FrameWriter, Kind, LATE_VERSION, MAX_CONNECTIONS, MEMORY_VERSION, OLDEST_VERSION,
+    Offer, Refuse, RoundEnd, VERSION, WireError,
 };
+pub use lanes::Lane;
+use lanes::Lanes;
 use memory::{memory_in_rounds, without_rounds};
 use slow::Brake;
 
@@ -102,6 +105,10 @@ pub trait Workload: Send {
     fn pids(&self) -> Result<Vec<i32>, PartError>;
     /// What was asked of this move.
     fn options(&self) -> MoveOptions;
+    /// How many connections to use, where the destination takes as many.
+    fn connections(&self) -> u32;
+    /// One more connection to the destination.
+    fn lane(&mut self) -> impl Future<Output = Result<Lane, PartError>> + Send;
     /// For how long a move like this stands still when nothing is left to send, in milliseconds: measured, or
     /// [`FIXED_MS`].
     fn fixed_ms(&self) -> f64;
@@ -157,6 +164,7 @@ where
         writer: FrameWriter::new(writer),
         scanners: workload.trees().into_iter().map(|(name, dir)| Scanner::new(name, dir)).collect(),
         memory: None,
+        lanes: Lanes::default(),
         link: Arc::default(),
         brake: Brake::default(),
         can_be_late: false,
@@ -166,7 +174,7 @@ where
         progress: Progress::default(),
         told: Instant::now(),
     };
-    let version = source.handshake(move_id, container).await?;
+    let version = source.handshake(move_id, container, workload).await?;
     if version >= MEMORY_VERSION {
         source.scanners.iter_mut().for_each(Scanner::send_patches);
     }
@@ -177,9 +185,11 @@ where
         Err(why) => source.stood_still = Some(without_rounds(why, workload.options())?),
     }
     let carried = source.memory.is_some();
-    source.writer.pace.set(workload.options().bandwidth);
+    let share = source.lanes.pace(workload.options().bandwidth);
+    source.writer.pace.set(share);
     let copied = source.copy(carried, workload).await;
     workload.full_speed();
+    source.lanes.pace(None);
     source.writer.pace.set(None);
     let detail = copied?;
     match source.frozen_part(detail, workload).await {
@@ -190,7 +200,7 @@ where
                 // The other side notices by the end of the connection, and starts the container anew.
                 tracing::error!(error, "memory that was to follow did not all get there");
             }
-            Ok(Sent { bytes: source.writer.sent_bytes, fin })
+            Ok(Sent { bytes: source.sent_bytes(), fin })
         }
         Err(error) => {
             workload.thaw().await;
@@ -205,6 +215,8 @@ struct Source<R, W> {
     scanners: Vec<Scanner>,
     /// `None`: memory goes through CRIU.
     memory: Option<Memory>,
+    /// More connections for pages.
+    lanes: Lanes,
     link: Arc<LinkMeter>,
     brake: Brake,
     /// The other side takes memory after `Final`.
@@ -228,13 +240,19 @@ where
     W: AsyncWrite + Unpin + Send,
 {
     /// The version both speak.
-    async fn handshake(&mut self, move_id: &str, container: &str) -> Result<u32, SendError> {
+    async fn handshake<L: Workload>(
+        &mut self,
+        move_id: &str,
+        container: &str,
+        workload: &mut L,
+    ) -> Result<u32, SendError> {
         let phase = Phase::Prepare;
         let offer = Offer {
             oldest: OLDEST_VERSION,
             newest: VERSION,
             move_id: move_id.to_owned(),
             container: container.to_owned(),
+            connections: workload.connections().clamp(1, MAX_CONNECTIONS),
         };
         self.writer.send_json(Kind::Offer, &offer).await.map_err(wire(phase))?;
         self.writer.flush().await.map_err(wire(phase))?;
@@ -245,7 +263,13 @@ where
         match answer.kind {
             Kind::Accept => {
                 let accept: Accept = answer.json().map_err(wire(phase))?;
-                tracing::debug!(version = accept.version, move_id, "the destination takes the container");
+                tracing::debug!(?accept, move_id, "the destination takes the container");
+                for _ in 1..accept.connections.min(offer.connections) {
+                    let lane = workload.lane().await;
+                    let lane =
+                        lane.map_err(|source| SendError::Part { phase, doing: "one more connection", source })?;
+                    self.lanes.add(lane, move_id).await.map_err(wire(phase))?;
+                }
                 Ok(accept.version)
             }
             Kind::Refuse => {
@@ -336,8 +360,13 @@ where
         Ok(())
     }
 
+    /// On all connections.
+    fn sent_bytes(&self) -> u64 {
+        self.writer.sent_bytes + self.lanes.sent_bytes()
+    }
+
     fn tell<L: Workload>(&mut self, phase: Phase, workload: Option<&mut L>) {
-        self.progress.bytes_sent = self.writer.sent_bytes;
+        self.progress.bytes_sent = self.sent_bytes();
         if let Some(workload) = workload
             && self.told.elapsed() >= Duration::from_millis(PROGRESS_EVERY_MS)
         {

@@ -15,6 +15,9 @@
 //!   │ ── Memory, EmptyMemory… LateEnd ─────────────────▶ │   post-copy: what LateMemory named before Final
 //!   │ ◀───────────────────────── Wanted… Complete ────── │
 //! ```
+//! More connections than this one, each opened by a `Join{move}`, carry `Memory` and `EmptyMemory` of the rounds as
+//! well. All of them carry a `Barrier` before a round's first page and after its last.
+//!
 //! A frame is 16 bytes of header and a payload: kind (1, zero is invalid), three zero bytes, payload length (4),
 //! XXH3-64 of the payload (8), all little-endian. Control payloads are JSON. A receiver refuses unknown kinds, longer
 //! payloads than [`MAX_PAYLOAD_BYTES`] and wrong checksums. Either side may close at any time; before `Final` that is a
@@ -83,7 +86,14 @@ pub enum Kind {
     Wanted = 19,
     /// From the destination: all pages are in the hands of the process that fills, which needs nobody any more.
     Complete = 20,
+    /// The first frame of one more connection of a move.
+    Join = 21,
+    /// What follows on any connection comes after what came before it on all of them.
+    Barrier = 22,
 }
+
+/// The most connections of one move.
+pub const MAX_CONNECTIONS: u32 = 8;
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
@@ -91,7 +101,7 @@ impl Kind {
         let copy =
             [Offer, Accept, Refuse, Entry, Data, Remove, RoundEnd, Memory, EmptyMemory, DropMemory, PackedMemory];
         let frozen = [Frozen, Pages, PagesEnd, Image, Final];
-        let late = [LateMemory, LateEnd, Wanted, Complete];
+        let late = [LateMemory, LateEnd, Wanted, Complete, Join, Barrier];
         copy.into_iter().chain(frozen).chain(late).find(|k| *k as u8 == byte)
     }
 }
@@ -126,11 +136,26 @@ pub struct Offer {
     pub newest: u32,
     pub move_id: String,
     pub container: String,
+    /// How many connections the source would like to use.
+    #[serde(default = "one")]
+    pub connections: u32,
+}
+
+fn one() -> u32 {
+    1
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Accept {
     pub version: u32,
+    /// How many connections the destination waits for, this one included. Older ones know of no more.
+    #[serde(default = "one")]
+    pub connections: u32,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Join {
+    pub move_id: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -259,6 +284,11 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// Its size on the wire, in bytes.
+    pub fn bytes(&self) -> u64 {
+        (HEADER_BYTES + self.payload.len()) as u64
+    }
+
     pub fn json<T: for<'de> Deserialize<'de>>(&self) -> Result<T, WireError> {
         serde_json::from_slice(&self.payload).map_err(|source| WireError::Malformed { kind: self.kind, source })
     }
@@ -292,8 +322,9 @@ impl<R: AsyncRead + Unpin> FrameReader<R> {
         if xxh3_64(&payload) != u64::from_le_bytes(sum) {
             return Err(WireError::Checksum { bytes });
         }
-        self.received_bytes += (HEADER_BYTES + bytes) as u64;
-        Ok(Frame { kind, payload })
+        let frame = Frame { kind, payload };
+        self.received_bytes += frame.bytes();
+        Ok(frame)
     }
 
     /// The next frame, which has to be of this kind.
@@ -356,7 +387,8 @@ mod tests {
 
     #[test]
     fn versions_meet_or_part_with_a_reason() {
-        let offer = |oldest, newest| Offer { oldest, newest, move_id: String::new(), container: String::new() };
+        let offer =
+            |oldest, newest| Offer { oldest, newest, move_id: String::new(), container: String::new(), connections: 1 };
         assert_eq!(negotiate(&offer(1, 7)), Ok(VERSION));
         assert_eq!(negotiate(&offer(1, 1)), Ok(1), "the version before is spoken");
         assert!(negotiate(&offer(VERSION + 1, VERSION + 2)).unwrap_err().reason.contains("upgrade"));

@@ -6,8 +6,8 @@ use godwit_memory::{Key, PageRange};
 use godwit_migrate::files::{Entry, EntryKind};
 use godwit_migrate::pages::{Head, with_pages};
 use godwit_migrate::wire::{
-    Accept, Final, Frame, FrameReader, FrameWriter, Frozen, Image, Kind, MAX_PAYLOAD_BYTES, Offer, Refuse, RoundEnd,
-    SharedKind, SharedPlace, WireError, negotiate,
+    Accept, Final, Frame, FrameReader, FrameWriter, Frozen, Image, Join, Kind, MAX_PAYLOAD_BYTES, Offer, Refuse,
+    RoundEnd, SharedKind, SharedPlace, WireError, negotiate,
 };
 use proptest::prelude::*;
 use serde::Serialize;
@@ -54,8 +54,13 @@ fn valid() -> Vec<(Kind, Vec<u8>)> {
     let mut memory = Head { key: Key::Process(7), round: 2 }.begin(&[PageRange { start: 0x1000, end: 0x2000 }], 4096);
     memory.extend([0xaa; 4096]);
     vec![
-        json(Kind::Offer, &Offer { oldest: 1, newest: 2, move_id: "d0d0d0d0d0d0".into(), container: "c".into() }),
-        json(Kind::Accept, &Accept { version: 2 }),
+        json(
+            Kind::Offer,
+            &Offer { oldest: 1, newest: 2, move_id: "d0d0d0d0d0d0".into(), container: "c".into(), connections: 4 },
+        ),
+        json(Kind::Accept, &Accept { version: 2, connections: 4 }),
+        json(Kind::Join, &Join { move_id: "d0d0d0d0d0d0".into() }),
+        (Kind::Barrier, Vec::new()),
         json(Kind::Refuse, &Refuse { reason: "no room".into() }),
         entry(EntryKind::File { size: 1 << 40 }),
         entry(EntryKind::Symlink { target: b"../../etc".to_vec() }),
@@ -64,6 +69,10 @@ fn valid() -> Vec<(Kind, Vec<u8>)> {
         json(Kind::Frozen, &Frozen { carried: true, detail: serde_json::json!({}) }),
         json(Kind::Image, &Image { name: "core-1.img".into(), bytes: 3 }),
         json(Kind::Final, &fin),
+        (Kind::LateMemory, memory[..memory.len() - 4096].to_vec()),
+        (Kind::Wanted, memory[..memory.len() - 4096].to_vec()),
+        (Kind::LateEnd, Vec::new()),
+        (Kind::Complete, Vec::new()),
         (Kind::Memory, memory),
         (Kind::Data, vec![0; 100]),
     ]
@@ -94,7 +103,8 @@ fn decode(frame: &Frame) -> Result<(), WireError> {
             let pages = with_pages(&ranges, content)?;
             assert_eq!(pages.iter().map(|(_, bytes)| bytes.len()).sum::<usize>(), content.len());
         }
-        Kind::EmptyMemory | Kind::DropMemory => drop(Head::split(&frame.payload)?),
+        Kind::Join => drop(frame.json::<Join>()?),
+        Kind::EmptyMemory | Kind::DropMemory | Kind::LateMemory | Kind::Wanted => drop(Head::split(&frame.payload)?),
         _ => {}
     }
     Ok(())

@@ -132,6 +132,9 @@ pub struct MoveOptions {
     pub bandwidth: Option<BitRate>,
     #[serde(default)]
     pub compression: Compression,
+    /// Connections that carry memory, 1 to 8; `None`: as many as the source's processors can keep busy.
+    #[serde(default)]
+    pub connections: Option<u32>,
     /// The container may not be slowed down so that it writes no faster than that can be sent.
     #[serde(default)]
     pub never_slow: bool,

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_api::types::ErrorBody;
+use godwit_container::keeper::protocol::Request;
 use godwit_container::{Cgroup, start_time_ticks};
 use godwit_memory::PageStore;
 use godwit_memory::{FillerProcess, Late, ObjectId, ObjectKind, PageRange, SharedUse, inner_pid};
@@ -17,6 +18,7 @@ use godwit_model::event::EventKind;
 use serde::{Deserialize, Serialize};
 
 use crate::host::Host;
+use crate::keeper::Keeper;
 use crate::translate;
 
 /// All memory is in its place within this time, in seconds: it is on this host already.
@@ -166,6 +168,7 @@ pub fn follow(
     name: &ContainerName,
     container_dir: PathBuf,
     Filling { filler, following }: Filling,
+    keeper: Keeper,
     cgroup: Cgroup,
 ) {
     let (host, name) = (Arc::clone(host), name.clone());
@@ -207,6 +210,9 @@ pub fn follow(
             Err(error) => error.one_line(),
         };
         host.event(EventKind::MoveFailed, Some(&name), format!("{name} is ended and started anew: {why}"));
+        // A CRIU that has not let go of the processes yet would keep them.
+        let off = keeper.call(Request::RestoreProceed { go_on: false }, "call off a restore");
+        let _ = tokio::runtime::Handle::current().block_on(off);
         if let Err(error) = cgroup.kill_all() {
             tracing::error!(container = %name, error = ErrorBody::from_chain(&error).one_line(), "could not be ended");
         }

@@ -17,7 +17,8 @@ use godwit_container::keeper::protocol::{Event, Reply as Said, Request};
 use godwit_container::keeper::state::Phase as KeeperPhase;
 use godwit_image::Image;
 use godwit_memory::FillerProcess;
-use godwit_migrate::Following;
+use godwit_migrate::wire::{FrameReader, MAX_CONNECTIONS};
+use godwit_migrate::{Arrival, Following};
 use godwit_model::container::{ContainerSpec, Health};
 use godwit_model::event::EventKind;
 use godwit_model::units::Bytes;
@@ -52,6 +53,8 @@ pub struct Incoming {
     /// Revision of the store at which the move began: an older `Desired` says nothing of it.
     pub since_revision: u64,
     stage: tokio::sync::Mutex<Stage>,
+    /// Where further connections of the stream go.
+    lanes: std::sync::Mutex<Option<mpsc::Sender<FrameReader<arriving::Reader>>>>,
     /// Made in the background from the freeze on; whoever unmakes the rest waits for it.
     site: tokio::sync::Mutex<Option<JoinHandle<Result<Site, ErrorBody>>>>,
 }
@@ -120,7 +123,14 @@ impl Incoming {
         // Before it runs: CRIU may wait for memory that does not come any more.
         let filling = Filling { filler: held.filler.take(), following: held.following.take() };
         let container_dir = container_dir(host, &self.spec.id);
-        fill::follow(host, &self.spec.name, container_dir.clone(), filling, held.live.cgroup.clone());
+        fill::follow(
+            host,
+            &self.spec.name,
+            container_dir.clone(),
+            filling,
+            held.live.keeper.clone(),
+            held.live.cgroup.clone(),
+        );
         let result = resume(&mut held).await;
         let resumed_ms = begun.elapsed().as_secs_f64() * 1e3;
         let frames_parked = match held.parking.as_mut() {
@@ -212,7 +222,16 @@ impl Incoming {
 
 /// The word to CRIU, and its answer that everything runs.
 async fn resume(held: &mut Held) -> Result<(), ErrorBody> {
-    held.live.keeper.call(Request::RestoreProceed { go_on: true }, "resume").await.map_err(chain)?;
+    let told = held.live.keeper.call(Request::RestoreProceed { go_on: true }, "resume").await;
+    if let Err(error) = told {
+        // An agent before this one may have said it.
+        let (said, ..) = held.live.keeper.call(Request::Status, "status").await.map_err(chain)?;
+        match said {
+            Said::Status(state) if state.phase == KeeperPhase::Running => return Ok(()),
+            Said::Status(state) if state.phase == KeeperPhase::Restored => {}
+            _ => return Err(chain(error)),
+        }
+    }
     match restore_event(&mut held.live.events).await? {
         Event::Resumed { .. } => Ok(()),
         other => Err(ErrorBody::new(format!("the keeper said {other:?} instead of resuming"))),
@@ -235,14 +254,25 @@ pub async fn connected(host: &Arc<Host>, peer: HostName, stream: TlsStream<TcpSt
     let (reader, writer) = tokio::io::split(stream);
     let reader = tokio::io::BufReader::with_capacity(256 << 10, reader);
     let arrival = godwit_migrate::arrival(reader).await.map_err(|e| ErrorBody::from_chain(&e).one_line())?;
-    let unexpected = || format!("the move {} of {peer} is not expected here", arrival.move_id());
-    let id: MoveId = arrival.move_id().parse().map_err(|_| unexpected())?;
+    let move_id = arrival.move_id().to_owned();
+    let unexpected = || format!("the move {move_id} of {peer} is not expected here");
+    let id: MoveId = move_id.parse().map_err(|_| unexpected())?;
     let incoming = locked(&host.incoming).get(&id).filter(|i| i.from == peer).cloned().ok_or_else(unexpected)?;
+    let offered = match arrival {
+        Arrival::Offer(offered) => offered,
+        Arrival::Join { lane, .. } => {
+            let lanes = locked(&incoming.lanes).clone().ok_or_else(unexpected)?;
+            return lanes.try_send(lane).map_err(|_| unexpected());
+        }
+    };
     let mut stage = incoming.stage.lock().await;
     match std::mem::replace(&mut *stage, Stage::Over) {
         Stage::Ready(ready) => {
+            let (lanes, joined) = mpsc::channel(MAX_CONNECTIONS as usize);
+            *locked(&incoming.lanes) = Some(lanes);
             let (host, this) = (Arc::clone(host), Arc::clone(&incoming));
-            *stage = Stage::Receiving(tokio::spawn(async move { arrive(host, this, *ready, arrival, writer).await }));
+            let arriving = async move { arrive(host, this, *ready, offered, joined, writer).await };
+            *stage = Stage::Receiving(tokio::spawn(arriving));
             Ok(())
         }
         other => {
@@ -271,6 +301,7 @@ pub async fn adopt(host: &Arc<Host>, record: Record) {
         memory: Bytes::default(),
         since_revision: record.since_revision,
         stage: tokio::sync::Mutex::new(stage),
+        lanes: std::sync::Mutex::default(),
         site: tokio::sync::Mutex::default(),
     });
     if lost {

@@ -21,6 +21,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use self::leaving::Leaving;
 use super::dump::WorkDirs;
@@ -30,6 +31,8 @@ use crate::task::{Closed, Live, Shared};
 
 /// Connecting and handshake, in milliseconds.
 const CONNECT_TIMEOUT_MS: u64 = 5_000;
+/// What is gathered before it is encrypted, in bytes.
+const WRITE_BUFFER_BYTES: usize = 256 << 10;
 /// A cancelled sender has let go of the container within this time, in milliseconds.
 const CANCEL_TIMEOUT_MS: u64 = 30_000;
 
@@ -213,21 +216,11 @@ async fn give(leaving: &mut Leaving, connection: &std::sync::Mutex<Option<OwnedF
     let ready = network.prepare_divert(Mac(net.mac.0), net.vni).await;
     drop(network);
     ready.map_err(|e| (Phase::Prepare, ErrorBody::from_chain(&e)))?;
-    let (address, to) = (leaving.plan.address, leaving.plan.to.clone());
-    let connect = async {
-        let tcp = TcpStream::connect(address).await?;
-        tcp.set_nodelay(true)?;
-        let handle = tcp.as_fd().try_clone_to_owned()?;
-        let connector = TlsConnector::from(Arc::clone(&host.client_tls));
-        Ok::<_, std::io::Error>((connector.connect(tls::host_server_name(&to), tcp).await?, handle))
-    };
-    let (stream, handle) = timeout(Duration::from_millis(CONNECT_TIMEOUT_MS), connect)
-        .await
-        .map_err(|_| prepare(format!("{to} ({address}) does not answer")))?
-        .map_err(|e| prepare(format!("{to} ({address}) could not be reached: {e}")))?;
+    let to = leaving.plan.to.clone();
+    let (stream, handle) = connect(&host, &leaving.plan).await.map_err(prepare)?;
     *locked(connection) = Some(handle);
     let (reader, writer) = tokio::io::split(stream);
-    let writer = tokio::io::BufWriter::with_capacity(256 << 10, writer);
+    let writer = tokio::io::BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer);
     let id = leaving.plan.id.to_string();
     let container = leaving.spec.id.to_string();
     match send(reader, writer, &id, &container, leaving).await {
@@ -237,6 +230,22 @@ async fn give(leaving: &mut Leaving, connection: &std::sync::Mutex<Option<OwnedF
         }
         Err(error) => Err((error.phase(), describe(&error))),
     }
+}
+
+/// A connection to the destination, and a handle by which it can be cut; what went wrong, if there is none.
+async fn connect(host: &Host, plan: &Plan) -> Result<(TlsStream<TcpStream>, OwnedFd), String> {
+    let (address, to) = (plan.address, &plan.to);
+    let connect = async {
+        let tcp = TcpStream::connect(address).await?;
+        tcp.set_nodelay(true)?;
+        let handle = tcp.as_fd().try_clone_to_owned()?;
+        let connector = TlsConnector::from(Arc::clone(&host.client_tls));
+        Ok::<_, std::io::Error>((connector.connect(tls::host_server_name(to), tcp).await?, handle))
+    };
+    timeout(Duration::from_millis(CONNECT_TIMEOUT_MS), connect)
+        .await
+        .map_err(|_| format!("{to} ({address}) does not answer"))?
+        .map_err(|e| format!("{to} ({address}) could not be reached: {e}"))
 }
 
 fn describe(error: &SendError) -> ErrorBody {

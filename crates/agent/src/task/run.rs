@@ -118,7 +118,7 @@ impl Task {
                     "its processor time was not given back"
                 );
             }
-            fill::follow(&self.host, &self.record.spec.name, dir, Filling::default(), cgroup.clone());
+            fill::follow(&self.host, &self.record.spec.name, dir, Filling::default(), keeper.clone(), cgroup.clone());
             self.went_live(Live { keeper, events, cgroup, pid });
             locked(&self.shared.status).started_at_ms = state.started_unix_ms;
             self.resume_giving_away();

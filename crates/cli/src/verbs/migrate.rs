@@ -50,6 +50,9 @@ pub struct MigrateArgs {
     /// Compress memory on its way: where the link is slower than compressing (auto), always or never
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     compress: Compression,
+    /// Send memory on so many connections; by default as many as the source's processors can keep busy
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=8))]
+    connections: Option<u32>,
     /// Never slow the container down; by default one that writes faster than that can be sent gets less CPU time until
     /// it moves
     #[arg(long)]
@@ -67,6 +70,7 @@ pub async fn run(client: &Client, printer: &Printer, args: MigrateArgs) -> Resul
         deadline_ms: args.deadline.map(|d| d.as_millis() as u64),
         bandwidth: args.bandwidth,
         compression: args.compress,
+        connections: args.connections,
         never_slow: args.never_slow,
     };
     let begun = client.migrate(&name, &MigrateRequest { to: args.to, options }).await?;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use godwit_lab::Node;
 use serde_json::Value;
 
 use crate::moves::{WORKLOAD, status, wait_listening};
@@ -24,7 +25,7 @@ fn cpu_quota(world: &World, name: &str) -> Option<u64> {
     let host: u32 = container["host"].as_str().unwrap()[1..].parse().unwrap();
     let path = format!(
         "{}/{}",
-        &world.lab.paths().containers_cgroup(godwit_lab::Node::Host(host))[1..],
+        &world.lab.paths().containers_cgroup(Node::Host(host))[1..],
         container["id"].as_str().unwrap()
     );
     let v1 = std::path::Path::new("/sys/fs/cgroup/cpu").join(&path).join("cpu.cfs_quota_us");
@@ -64,6 +65,57 @@ fn what_writes_faster_than_the_link_is_slowed_down_and_given_its_time_back() {
     assert_eq!((&after["ok"], &after["streams_broken"]), (&true.into(), &0.into()), "{after:#}");
     client.finish();
     world.down();
+}
+
+/// Memory goes over several connections at once, also while it is written to, and arrives as it was.
+#[test]
+fn memory_travels_on_several_connections() {
+    let Some(world) = World::up("several", 2, &["--link", "10gbit", "--hold-points"]) else { return };
+    world.apply(&WRITER.replace("\"20000\"", "\"2000\"").replace("\"64\"", "\"256\""));
+    world.wait_running("t/w-1");
+    let address = format!("{}:7000", world.host_address(1));
+    wait_listening(&world, &address);
+    let client = world.client(&["client", "--address", &address, "--connections", "4", "--until-stdin-closes"]);
+    for (connections, more) in
+        [("4", None), ("8", Some(["--bandwidth", "2gbit"])), ("2", Some(["--mode", "post-copy"]))]
+    {
+        let from = world.host_of("t/w-1");
+        let to: u32 = if from == "h1" { 2 } else { 1 };
+        world.hold(Node::Host(from[1..].parse().unwrap()), "copy");
+        let name = format!("h{to}");
+        let mut argv = vec!["migrate", "t/w-1", "--to", &name, "--connections", connections, "--detach"];
+        argv.extend(more.iter().flatten());
+        let id = world.ok(&argv).trim().to_owned();
+        if more.is_none_or(|more| more[0] != "--mode") {
+            let held = || world.is_held(Node::Host(from[1..].parse().unwrap()), "copy").then_some(());
+            assert!(world.until(Duration::from_secs(20), held).is_some(), "{}", world.logs());
+            // By ss(8)'s source: connections to the port on which containers arrive.
+            let open = established(&world, to);
+            assert_eq!(open.to_string(), connections, "connections that carry the move");
+        }
+        world.let_go(Node::Host(from[1..].parse().unwrap()), "copy");
+        let over = || {
+            let one = world.json(&["move", "show", &id]);
+            (one["outcome"]["state"] == "done" || one["outcome"]["state"] == "failed").then_some(one)
+        };
+        let done = world.until(Duration::from_secs(60), over).expect("the move ends");
+        assert_eq!(done["outcome"]["state"], "done", "{done:#}\n{}", world.logs());
+        let memory = done["summary"]["memory_bytes"].as_u64().unwrap();
+        assert!(memory >= 200 << 20 && done["summary"]["bytes_sent"].as_u64().unwrap() > memory, "{done:#}");
+        let after = status(&world);
+        assert_eq!((&after["ok"], &after["streams_broken"]), (&true.into(), &0.into()), "{after:#}");
+    }
+    client.finish();
+    world.down();
+}
+
+/// TCP connections that are open at the port of a host on which containers arrive (/proc/net/tcp, state 1).
+fn established(world: &World, host: u32) -> usize {
+    let output = world.lab.exec(Node::Host(host), &["cat", "/proc/net/tcp"]).unwrap().output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    let port = format!(":{:04X}", 7718);
+    let rows = text.lines().skip(1).map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
+    rows.filter(|row| row[1].ends_with(&port) && row[3] == "01").count()
 }
 
 /// A rate, a deadline and compression are kept, and what arrives is right.

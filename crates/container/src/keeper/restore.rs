@@ -95,8 +95,14 @@ impl Keeper {
         Ok(Reply::Done)
     }
 
-    /// The agent's word at a point where CRIU stands.
+    /// The agent's word at a point where CRIU stands; that it is off is heard at any time, for CRIU may wait for
+    /// something that does not come.
     pub(super) fn restore_proceed(&mut self, go_on: bool) -> Result<Reply, String> {
+        if !go_on && self.restoring.as_ref().is_some_and(|r| !r.waiting) {
+            self.give_up_restore();
+            self.tell(Event::RestoreFailed { error: "the restore was called off".to_owned() });
+            return Ok(Reply::Done);
+        }
         let restoring = self.restoring.as_mut().filter(|r| r.waiting);
         let restoring = restoring.ok_or("no restore waits for a word")?;
         restoring.waiting = false;

@@ -35,7 +35,7 @@ where
     ) -> Result<(Final, Option<Late>), SendError> {
         let phase = Phase::Freeze;
         let part = |doing| move |source| SendError::Part { phase, doing, source };
-        let file_bytes_before = self.writer.sent_bytes.saturating_sub(self.memory_bytes);
+        let file_bytes_before = self.sent_bytes().saturating_sub(self.memory_bytes);
         workload.progress(phase, self.progress);
         let begun = Instant::now();
         let always = workload.freeze().await.map_err(part("freezing the container"))?;
@@ -77,7 +77,7 @@ where
         }
         self.writer.send_json(Kind::Final, &fin).await.map_err(wire(phase))?;
         self.writer.flush().await.map_err(wire(phase))?;
-        self.progress.bytes_sent = self.writer.sent_bytes;
+        self.progress.bytes_sent = self.sent_bytes();
         workload.progress(phase, self.progress);
         Ok((fin, last.late))
     }

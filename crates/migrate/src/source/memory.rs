@@ -1,7 +1,6 @@
 //! Rounds of memory: read by a thread, sent as it comes.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use godwit_memory::{ObjectKind, Round, SharedMapping, Target};
 use godwit_model::migration::{Compression, CopyMode, MoveOptions, Phase};
@@ -10,12 +9,12 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::late::{LATE_FROM_BYTES, late_bytes};
-use super::{SendError, Source, Workload, wire};
+use super::{SendError, Source, Workload, lanes, wire};
 use crate::memory::{Memory, MemoryError, Outgoing, RoundStats};
-use crate::wire::{MEMORY_VERSION, PACKED_VERSION, SharedKind, SharedPlace};
+use crate::wire::{Kind, MEMORY_VERSION, PACKED_VERSION, SharedKind, SharedPlace};
 
 /// Frames from this size on tell how fast the link is, in bytes.
-const METERED_BYTES: usize = 64 << 10;
+pub(super) const METERED_BYTES: usize = 64 << 10;
 /// Frames of memory that may wait between reading and sending; one is 1 MiB at most.
 const QUEUE_FRAMES: usize = 16;
 
@@ -68,17 +67,27 @@ where
         mut frames: mpsc::Receiver<Outgoing>,
         mut workload: Option<&mut L>,
     ) -> Result<(), SendError> {
-        while let Some(Outgoing { kind, payload }) = frames.recv().await {
-            let (begun, held_back) = (Instant::now(), self.writer.pace.held_back);
-            self.writer.send(kind, &payload).await.map_err(wire(phase))?;
-            if payload.len() >= METERED_BYTES {
-                let took = begun.elapsed();
-                // A limit asked for counts as the link's.
-                self.link.sent(payload.len(), took.max(self.writer.pace.held_back - held_back));
+        let connections = self.lanes.connections();
+        while let Some(frame) = frames.recv().await {
+            if frame.kind == Kind::Barrier {
+                break;
             }
+            lanes::send(&mut self.writer, &frame, &self.link, connections).await.map_err(wire(phase))?;
+        }
+        let several = !self.lanes.is_empty();
+        let frames: lanes::Shared = Arc::new(tokio::sync::Mutex::new(frames));
+        let others = self.lanes.begin(&frames, &self.link);
+        if several {
+            self.writer.send(Kind::Barrier, &[]).await.map_err(wire(phase))?;
+        }
+        while let Some(frame) = lanes::next(&frames).await {
+            lanes::send(&mut self.writer, &frame, &self.link, connections).await.map_err(wire(phase))?;
             self.tell(phase, workload.as_deref_mut());
         }
-        Ok(())
+        if several {
+            self.writer.send(Kind::Barrier, &[]).await.map_err(wire(phase))?;
+        }
+        self.lanes.end(others).await.map_err(wire(phase))
     }
 
     pub(super) async fn end_memory(

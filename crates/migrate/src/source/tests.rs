@@ -28,6 +28,12 @@ impl Workload for Slow {
     fn options(&self) -> MoveOptions {
         MoveOptions::default()
     }
+    fn connections(&self) -> u32 {
+        1
+    }
+    async fn lane(&mut self) -> Result<Lane, PartError> {
+        Err("version 1 has one connection".into())
+    }
     fn fixed_ms(&self) -> f64 {
         FIXED_MS
     }
@@ -72,7 +78,7 @@ async fn a_container_is_not_thawed_before_criu_has_ended() {
     let (reader, writer) = tokio::io::split(theirs);
     let (mut reader, mut writer) = (FrameReader::new(reader), FrameWriter::new(writer));
     assert_eq!(reader.next().await.unwrap().kind, Kind::Offer);
-    writer.send_json(Kind::Accept, &Accept { version: OLDEST_VERSION }).await.unwrap();
+    writer.send_json(Kind::Accept, &Accept { version: OLDEST_VERSION, connections: 1 }).await.unwrap();
     writer.flush().await.unwrap();
     while reader.next().await.unwrap().kind != Kind::Pages {}
     drop((reader, writer));

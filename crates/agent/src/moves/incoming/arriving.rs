@@ -12,10 +12,10 @@ use godwit_container::{Cgroup, LaunchSpec};
 use godwit_criu::{Ends, Message, PageServerOptions, PassedFd, Session};
 use godwit_image::Image;
 use godwit_memory::{FillerProcess, Late, PageStore};
-use godwit_migrate::destination::Landing;
+use godwit_migrate::destination::{Joined, Landing};
 use godwit_migrate::source::PartError;
 use godwit_migrate::wire::Final;
-use godwit_migrate::{Arrival, Received, receive};
+use godwit_migrate::{Offered, Received, receive};
 use godwit_model::MoveId;
 use godwit_model::container::{ContainerSpec, Health};
 use godwit_model::migration::{DowntimePart, Phase};
@@ -38,7 +38,7 @@ const PAGES_TIMEOUT_MS: u64 = 60_000;
 /// The number under which criu finds the page socket.
 const PAGES_FD: i32 = 10;
 
-type Reader = tokio::io::BufReader<tokio::io::ReadHalf<TlsStream<TcpStream>>>;
+pub(super) type Reader = tokio::io::BufReader<tokio::io::ReadHalf<TlsStream<TcpStream>>>;
 type Writer = tokio::io::WriteHalf<TlsStream<TcpStream>>;
 
 /// Receives and restores; whatever happens, the stage says so at the end.
@@ -46,7 +46,8 @@ pub(super) async fn arrive(
     host: Arc<Host>,
     incoming: Arc<Incoming>,
     ready: Ready,
-    arrival: Arrival<Reader>,
+    offered: Offered<Reader>,
+    joined: Joined<Reader>,
     writer: Writer,
 ) {
     let dirs = ready.dirs.clone();
@@ -60,7 +61,7 @@ pub(super) async fn arrive(
         expedited: None,
         restored: None,
     };
-    let result = receive(arrival, writer, &mut arriving).await;
+    let result = receive(offered, writer, joined, &mut arriving).await;
     let restored = arriving.restored.take();
     match (result, restored) {
         (Ok((received, following)), Some(Restored { live, record, started_at_ms, health, filler })) => {

@@ -73,6 +73,7 @@ impl Incoming {
                     memory,
                     since_revision,
                     stage: tokio::sync::Mutex::new(Stage::Ready(Box::new(ready))),
+                    lanes: std::sync::Mutex::default(),
                     site: tokio::sync::Mutex::default(),
                 };
                 let incoming = Arc::new(incoming);

@@ -10,7 +10,7 @@ use godwit_api::types::ErrorBody;
 use godwit_container::keeper::state::read_state;
 use godwit_container::{Cgroup, LaunchSpec};
 use godwit_memory::PageFilter;
-use godwit_migrate::source::{DumpMemory, FIXED_MS, PartError, Workload};
+use godwit_migrate::source::{DumpMemory, FIXED_MS, Lane, PartError, Workload};
 use godwit_model::container::{ContainerSpec, ContainerState};
 use godwit_model::migration::{MoveOptions, Phase, Progress};
 use godwit_network::{Mac, NetworkError};
@@ -18,7 +18,7 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::task::JoinHandle;
 
-use super::{Held, Plan, thaw};
+use super::{Held, Plan, WRITE_BUFFER_BYTES, connect, thaw};
 use crate::host::{Host, locked};
 use crate::laps::Laps;
 use crate::movable;
@@ -30,6 +30,8 @@ use crate::task::{Shared, volumes_dir};
 /// No container is slowed down below this, in thousandths of a core.
 const LEAST_CPU_MILLIS: u64 = 10;
 
+/// What nobody asked for: so many connections at the most.
+const MOST_CONNECTIONS: u32 = 4;
 /// What waits in the socket while pages are sent that somebody may wait for, in bytes.
 const LATE_BUFFER_BYTES: usize = 256 << 10;
 
@@ -103,6 +105,18 @@ impl Workload for Leaving {
 
     fn options(&self) -> MoveOptions {
         self.plan.options
+    }
+
+    fn connections(&self) -> u32 {
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+        // Both ends of a connection keep one busy, and the container needs some.
+        self.plan.options.connections.unwrap_or((cores / 4).clamp(1, MOST_CONNECTIONS))
+    }
+
+    async fn lane(&mut self) -> Result<Lane, PartError> {
+        let (stream, _) = connect(&self.host, &self.plan).await?;
+        let (_, writer) = tokio::io::split(stream);
+        Ok(Box::new(tokio::io::BufWriter::with_capacity(WRITE_BUFFER_BYTES, writer)))
     }
 
     fn fixed_ms(&self) -> f64 {
