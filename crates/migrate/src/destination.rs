@@ -193,6 +193,10 @@ where
                 tokio::task::block_in_place(|| take_memory(&store, &frame))?;
             }
             Kind::Barrier => lanes.meet().await?,
+            Kind::Mark => {
+                writer.send(Kind::Mark, &frame.payload).await?;
+                writer.flush().await?;
+            }
             Kind::LateMemory => late.named(&store, &frame)?,
             Kind::Image => {
                 let name = frame.json::<Image>()?.name;

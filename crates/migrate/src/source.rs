@@ -22,13 +22,13 @@ use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 
-use crate::converge::{Convergence, Decision, Measured};
+use crate::converge::{AIM_MS, Convergence, Decision, Measured};
 use crate::files::{ScanError, Scanner};
 use crate::memory::{Memory, MemoryError};
 use crate::packing::LinkMeter;
 use crate::wire::{
-    Accept, Final, FrameReader, FrameWriter, Kind, LATE_VERSION, MAX_CONNECTIONS, MEMORY_VERSION, OLDEST_VERSION,
-    Offer, Refuse, RoundEnd, VERSION, WireError,
+    Accept, Final, FrameReader, FrameWriter, Kind, LATE_VERSION, MARK_VERSION, MAX_CONNECTIONS, MEMORY_VERSION,
+    OLDEST_VERSION, Offer, Refuse, RoundEnd, VERSION, WireError,
 };
 pub use lanes::Lane;
 use lanes::Lanes;
@@ -42,6 +42,10 @@ pub const SMALL_ROUND_BYTES: u64 = 8 << 20;
 /// What a move without anything left to send stands still for, in milliseconds, before any has been measured
 /// (docs/migration-performance.md).
 pub const FIXED_MS: f64 = 100.0;
+/// Rounds of memory at the most after everything is ready for the freeze.
+const MAX_LAST_ROUNDS: u32 = 4;
+/// What is in buffers on the way has been taken in within this time, in milliseconds: 6 MiB at 1 Mbit/s.
+const SETTLE_TIMEOUT_MS: u64 = 60_000;
 /// The other side answers the offer within this time, in milliseconds.
 const OFFER_TIMEOUT_MS: u64 = 10_000;
 /// Progress is told at most this often, in milliseconds.
@@ -167,7 +171,7 @@ where
         lanes: Lanes::default(),
         link: Arc::default(),
         brake: Brake::default(),
-        can_be_late: false,
+        version: OLDEST_VERSION,
         late: false,
         stood_still: None,
         memory_bytes: 0,
@@ -178,7 +182,7 @@ where
     if version >= MEMORY_VERSION {
         source.scanners.iter_mut().for_each(Scanner::send_patches);
     }
-    source.can_be_late = version >= LATE_VERSION;
+    source.version = version;
     // Where nobody can tell written pages, memory goes through CRIU while everything stands still.
     match memory_in_rounds(version, workload) {
         Ok(memory) => source.memory = Some(memory),
@@ -219,8 +223,8 @@ struct Source<R, W> {
     lanes: Lanes,
     link: Arc<LinkMeter>,
     brake: Brake,
-    /// The other side takes memory after `Final`.
-    can_be_late: bool,
+    /// What both speak.
+    version: u32,
     /// What is left of memory follows after `Final`.
     late: bool,
     /// Why there are no rounds of memory, where there are none.
@@ -290,10 +294,33 @@ where
         let detail = ready.map_err(|source| SendError::Part { phase, doing: "getting ready to freeze", source })?;
         if carried && !self.late {
             // Getting ready took a while; what was written meanwhile need not be sent while everything stands still.
-            self.memory_round(phase, Target::Running, workload).await?;
-            self.writer.flush().await.map_err(wire(phase))?;
+            for _ in 0..MAX_LAST_ROUNDS {
+                self.memory_round(phase, Target::Running, workload).await?;
+                if self.settle(phase).await?.as_secs_f64() * 1e3 <= AIM_MS {
+                    break;
+                }
+            }
         }
         Ok(detail)
+    }
+
+    /// Waits until the destination has taken in all that was sent: what is still in buffers on the way would have to be
+    /// waited for while the container stands still. For how long that took.
+    async fn settle(&mut self, phase: Phase) -> Result<Duration, SendError> {
+        self.writer.flush().await.map_err(wire(phase))?;
+        let begun = Instant::now();
+        if self.version < MARK_VERSION {
+            return Ok(Duration::ZERO);
+        }
+        self.writer.send(Kind::Mark, &[]).await.map_err(wire(phase))?;
+        self.writer.flush().await.map_err(wire(phase))?;
+        let answer = self.reader.expect(Kind::Mark, "the answer to a mark");
+        let stalled = |_| SendError::Wire { phase, source: WireError::Stalled };
+        tokio::time::timeout(Duration::from_millis(SETTLE_TIMEOUT_MS), answer)
+            .await
+            .map_err(stalled)?
+            .map_err(wire(phase))?;
+        Ok(begun.elapsed())
     }
 
     /// Files and memory while the container runs, until what is left is small or does not get smaller.
@@ -315,6 +342,7 @@ where
             if self.memory.is_some() {
                 let (looked, held_back) = (Instant::now(), self.writer.pace.held_back);
                 let stats = self.memory_round(phase, Target::Running, workload).await?;
+                self.settle(phase).await?;
                 let measured = Measured {
                     dirty_bytes: stats.dirty_bytes,
                     sent_bytes: stats.sent_bytes,
@@ -327,7 +355,8 @@ where
             }
             self.writer.send_json(Kind::RoundEnd, &RoundEnd { round }).await.map_err(wire(phase))?;
             self.writer.flush().await.map_err(wire(phase))?;
-            let post_copy = workload.options().mode == CopyMode::PostCopy && self.can_be_late && self.memory.is_some();
+            let post_copy =
+                workload.options().mode == CopyMode::PostCopy && self.version >= LATE_VERSION && self.memory.is_some();
             if post_copy && files_before.is_none() {
                 // Everything was sent once; what was written since follows.
                 self.late = true;
@@ -347,7 +376,7 @@ where
                         tracing::info!(expected_ms, "more rounds would not make the pause shorter");
                         break;
                     };
-                    if !self.can_be_late || options.mode == CopyMode::PreCopy {
+                    if self.version < LATE_VERSION || options.mode == CopyMode::PreCopy {
                         return Err(too_long);
                     }
                     allowed(0.0, fixed_ms, options)?;

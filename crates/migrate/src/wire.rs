@@ -24,7 +24,8 @@
 //! failed move and the source runs on.
 //!
 //! Versions: the source offers a range, the destination takes the highest it knows; version N and N−1 are spoken.
-//! From version 3 on `PackedMemory` may take the place of `Memory`; from version 4 on memory may follow after `Final`. In version 1, and where the source's kernel cannot tell written pages, there are no `Memory` frames. Instead, after
+//! From version 3 on `PackedMemory` may take the place of `Memory`; from version 4 on memory may follow after
+//! `Final`, several connections may be used, and the source sends a `Mark` after each round. In version 1, and where the source's kernel cannot tell written pages, there are no `Memory` frames. Instead, after
 //! `Frozen`, CRIU's page stream goes by as it comes: `Pages(bytes)` there, its few answers as `Pages(bytes)` back, and
 //! `PagesEnd`.
 
@@ -45,6 +46,8 @@ pub const MEMORY_VERSION: u32 = 2;
 pub const PACKED_VERSION: u32 = 3;
 /// The first version in which memory may follow after `Final`.
 pub const LATE_VERSION: u32 = 4;
+/// The first version in which a mark is answered.
+pub const MARK_VERSION: u32 = 4;
 /// The oldest version still spoken.
 pub const OLDEST_VERSION: u32 = 1;
 /// The largest payload of a frame, in bytes.
@@ -90,6 +93,8 @@ pub enum Kind {
     Join = 21,
     /// What follows on any connection comes after what came before it on all of them.
     Barrier = 22,
+    /// Sent back as it comes, once everything before it has been taken in.
+    Mark = 23,
 }
 
 /// The most connections of one move.
@@ -101,7 +106,7 @@ impl Kind {
         let copy =
             [Offer, Accept, Refuse, Entry, Data, Remove, RoundEnd, Memory, EmptyMemory, DropMemory, PackedMemory];
         let frozen = [Frozen, Pages, PagesEnd, Image, Final];
-        let late = [LateMemory, LateEnd, Wanted, Complete, Join, Barrier];
+        let late = [LateMemory, LateEnd, Wanted, Complete, Join, Barrier, Mark];
         copy.into_iter().chain(frozen).chain(late).find(|k| *k as u8 == byte)
     }
 }

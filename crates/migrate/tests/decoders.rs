@@ -61,6 +61,7 @@ fn valid() -> Vec<(Kind, Vec<u8>)> {
         json(Kind::Accept, &Accept { version: 2, connections: 4 }),
         json(Kind::Join, &Join { move_id: "d0d0d0d0d0d0".into() }),
         (Kind::Barrier, Vec::new()),
+        (Kind::Mark, Vec::new()),
         json(Kind::Refuse, &Refuse { reason: "no room".into() }),
         entry(EntryKind::File { size: 1 << 40 }),
         entry(EntryKind::Symlink { target: b"../../etc".to_vec() }),
