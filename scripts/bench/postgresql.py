@@ -52,12 +52,14 @@ class PostgreSql(Program):
     # Its lock on the directory is a System V segment.
     namespaces = ("--pid", "--ipc")
 
-    def __init__(self, tools: Tools, mib: int) -> None:
+    def __init__(self, tools: Tools, mib: int, volume_mib: int = 0) -> None:
+        """`mib` of shared buffers, and tables that fill them, or tables of `volume_mib`."""
         super().__init__(tools)
-        self._mib = mib
-        self._scale = max(1, mib // MIB_PER_SCALE)
+        self._mib, self._large = mib, volume_mib > mib
+        self._scale = max(1, (volume_mib or mib) // MIB_PER_SCALE)
         # Its files are in the page cache beside it.
-        self.warm_mib, self.need_mib = 2 * mib, 6 * mib
+        files_mib = volume_mib or mib
+        self.warm_mib, self.need_mib = mib + files_mib, 3 * (mib + files_mib)
         self.cannot = {"criu-lazy-pages": WHY_NOT_LAZY}
         if not may_ask_for_limits():
             self.cannot |= {"criu-stop-and-copy": WHY_NOT_OTHERS, "runc-stop-and-copy": WHY_NOT_OTHERS}
@@ -66,7 +68,11 @@ class PostgreSql(Program):
         self._bin = found[-1].parent if found else Path("/usr/bin")
 
     def _settings(self) -> list[str]:
-        return ["-c", f"shared_buffers={self._mib}MB", "-c", "max_wal_size=4GB"]
+        settings = [f"shared_buffers={self._mib}MB", "max_wal_size=4GB"]
+        if self._large:
+            # What fills a new table is not written twice.
+            settings += ["wal_level=minimal", "max_wal_senders=0"]
+        return [word for setting in settings for word in ("-c", setting)]
 
     def compose(self) -> str:
         command = ", ".join(f'"{word}"' for word in ["postgres", *self._settings()])
@@ -112,8 +118,10 @@ class PostgreSql(Program):
             self._data = None
 
     def _ask(self, place: Place, query: str) -> subprocess.CompletedProcess[str]:
-        psql = [str(self._bin / "psql"), "-h", place.host, "-p", place.port, "-U", USER, "-tAc", query]
-        return place.run([*psql, DATABASE])
+        return place.run([*self._psql(place, query), DATABASE])
+
+    def _psql(self, place: Place, query: str) -> list[str]:
+        return [str(self._bin / "psql"), "-h", place.host, "-p", place.port, "-U", USER, "-tAc", query]
 
     def answers(self, place: Place) -> bool:
         if self._ask(place, "select 1").returncode == 0:
@@ -126,6 +134,10 @@ class PostgreSql(Program):
 
     def fill(self, place: Place) -> None:
         place.must(self._pgbench(place, "-i", "-q", "-s", str(self._scale)))
+        if self._large:
+            # A checkpoint in the middle of the move would write every changed page once more.
+            place.must([*self._psql(place, "checkpoint"), DATABASE])
+            return
         tables = "select sum(pg_prewarm(oid)) from pg_class where relname like 'pgbench_%' and relkind in ('r', 'i')"
         done = self._ask(place, f"create extension pg_prewarm; {tables}; checkpoint")
         if done.returncode:

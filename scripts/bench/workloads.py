@@ -37,6 +37,8 @@ WORKLOADS = (
     Workload("redis-1gib-load", Redis, {"mib": 1024, "client_us": 500}, quick=True),
     Workload("redis-4gib-load", Redis, {"mib": 4096, "client_us": 500}, quick=True),
     Workload("postgres-1gib-pgbench", PostgreSql, {"mib": 1024}),
+    Workload("postgres-small-volume", PostgreSql, {"mib": 128}),
+    Workload("postgres-4gib-volume", PostgreSql, {"mib": 128, "volume_mib": 4096}),
     Workload("writer-1gib-200mbs", Writer, {"mib": 1024, "mb_per_second": 200, "client_us": 500}),
     Workload("nginx-midstream", Nginx, {"mib": 512, "seconds": 25.0}),
     Workload("idle-5000-connections", IdleConnections, {"connections": 5_000, "client_us": 1_000}),
