@@ -11,6 +11,7 @@
 //!
 //! The filler must live as long as it fills: [`FillerProcess`] and [`serve_filler`] put it into a process of its own.
 
+pub mod bpf;
 mod bytes;
 mod channel;
 mod filler;
