@@ -26,6 +26,7 @@ mod read;
 mod store;
 mod sys;
 mod tracker;
+mod watch;
 
 pub use filler::{FillError, FillReport, Filler, Progress, SharedReport, SharedUse};
 pub use filter::{FilterError, PageFilter};
@@ -42,3 +43,4 @@ pub use tracker::{
     ObjectId, ObjectKind, ObjectPages, ProcessPages, Round, SharedMapping, Target, TrackError, Tracker,
     check as check_tracking, inner_pid,
 };
+pub use watch::{Extents, FileId, FileWatch, MAX_WATCHED_FILES, Place, WatchError, Written};

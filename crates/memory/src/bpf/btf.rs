@@ -13,6 +13,7 @@ const MAX_DEPTH: u32 = 16;
 
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
+const ENUM: u32 = 6;
 const TYPEDEF: u32 = 8;
 const VOLATILE: u32 = 9;
 const CONST: u32 = 10;
@@ -69,7 +70,7 @@ impl Type {
             1 | 14 | 17 => 4,
             3 => 12,
             STRUCT | UNION | 15 | 19 => 12 * self.members(),
-            6 | 13 => 8 * self.members(),
+            ENUM | 13 => 8 * self.members(),
             _ => return None,
         };
         Some(TYPE_BYTES + more)
@@ -144,6 +145,17 @@ impl Btf {
         }
         // As far as an instruction reaches.
         i16::try_from(bits / 8).map_err(|_| missing())
+    }
+
+    /// The number behind a name in `enum enumeration`, if it is not below zero.
+    pub fn value_of(&self, enumeration: &str, name: &str) -> Result<u32, BpfError> {
+        let missing = || BpfError::Missing { what: format!("value {name} in enum {enumeration}") };
+        let found = self.find(enumeration, &[ENUM]).and_then(|id| self.get(id.number())).ok_or_else(missing)?;
+        let value = (0..found.members()).find_map(|n| {
+            let at = found.at + TYPE_BYTES + n * 8;
+            self.is_called(word(&self.bytes, at)?, name).then(|| word(&self.bytes, at + 4))?
+        });
+        value.filter(|value| i32::try_from(*value).is_ok()).ok_or_else(missing)
     }
 
     /// The type of a member and where it is, in bits.

@@ -71,6 +71,7 @@ pub mod helper {
     pub const GET_CURRENT_PID_TGID: i32 = 14;
     pub const PROBE_READ_KERNEL: i32 = 113;
     pub const SEQ_WRITE: i32 = 127;
+    pub const RINGBUF_OUTPUT: i32 = 130;
 }
 
 /// A place to jump to.

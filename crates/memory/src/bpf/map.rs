@@ -17,6 +17,8 @@ pub enum MapKind {
     Hash = 1,
     /// By number (keys of 4 bytes), all there from the beginning and zero.
     Array = 2,
+    /// Records in order, see [`super::Ring`]; without keys and values.
+    Ring = 27,
 }
 
 /// A map. Lives as long as this or a program that uses it.
@@ -75,7 +77,7 @@ impl Map {
     /// may or may not be among them; none is lost.
     pub fn take_all(&self) -> Result<Entries, BpfError> {
         let MapSizes { key, value } = self.sizes;
-        let mut room = (TAKE_BYTES / (key + value)).clamp(1, self.entries);
+        let mut room = (TAKE_BYTES / (key + value).max(1)).clamp(1, self.entries);
         let (mut taken, mut cursor) = (Entries { keys: Vec::new(), values: Vec::new(), sizes: self.sizes }, None);
         let (mut keys, mut values) = (Vec::new(), Vec::new());
         // Twice as many turns as without entries that come meanwhile; each of them takes something, or asks for room

@@ -13,6 +13,7 @@ mod btf;
 mod code;
 mod map;
 mod program;
+mod ring;
 
 use std::io;
 
@@ -22,6 +23,7 @@ pub use btf::{Btf, TypeId};
 pub use code::{Code, Condition, Label, Operation, Register, Size, helper};
 pub use map::{Entries, Map, MapKind};
 pub use program::{Hook, Link, Program, TaskIterator};
+pub use ring::Ring;
 
 #[derive(Debug, Error)]
 pub enum BpfError {
