@@ -14,13 +14,13 @@ const STUCK_ROUNDS: u32 = 2;
 /// One round, as measured.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Measured {
-    /// Pages that were told as written since the look before, in bytes.
+    /// Pages that were told as written since the look before, and of files what was sent, in bytes.
     pub dirty_bytes: u64,
     /// Bytes of it that were sent.
     pub sent_bytes: u64,
     /// From the look before to this one, in seconds; `None` for the first, which tells everything.
     pub since_last_s: Option<f64>,
-    /// Sending memory, in seconds, without what a bandwidth limit held it back.
+    /// Sending it, in seconds, without what a bandwidth limit or the disk held it back.
     pub sending_s: f64,
     /// The whole round, files included, in seconds.
     pub took_s: f64,

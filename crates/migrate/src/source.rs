@@ -6,6 +6,7 @@ mod frozen;
 mod lanes;
 mod late;
 mod memory;
+mod rounds;
 mod slow;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -16,36 +17,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use godwit_memory::{Round, Target};
-use godwit_model::migration::{CopyMode, MoveOptions, Phase, Progress};
+use godwit_memory::{FileWatch, Round};
+use godwit_model::migration::{MoveOptions, Phase, Progress};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::UnixStream;
 
-use crate::converge::{AIM_MS, Convergence, Decision, Measured};
+use self::files::files_followed;
 use crate::files::{ScanError, Scanner};
 use crate::memory::{Memory, MemoryError};
 use crate::packing::LinkMeter;
 use crate::wire::{
-    Accept, Final, FrameReader, FrameWriter, Kind, LATE_VERSION, MARK_VERSION, MAX_CONNECTIONS, MEMORY_VERSION,
-    OLDEST_VERSION, Offer, Refuse, RoundEnd, VERSION, WireError,
+    Accept, Final, FrameReader, FrameWriter, Kind, MAX_CONNECTIONS, MEMORY_VERSION, OLDEST_VERSION, Offer, Refuse,
+    VERSION, WireError,
 };
 pub use lanes::Lane;
 use lanes::Lanes;
 use memory::{memory_in_rounds, without_rounds};
 use slow::Brake;
 
-/// Rounds of files while the container runs, at the most.
-pub const MAX_FILE_ROUNDS: u32 = 6;
-/// A round of files that sends less than this is the last before the freeze, in bytes.
-pub const SMALL_ROUND_BYTES: u64 = 8 << 20;
 /// What a move without anything left to send stands still for, in milliseconds, before any has been measured
 /// (docs/migration-performance.md).
 pub const FIXED_MS: f64 = 100.0;
-/// Rounds of memory at the most after everything is ready for the freeze.
-const MAX_LAST_ROUNDS: u32 = 4;
-/// What is in buffers on the way has been taken in within this time, in milliseconds: 6 MiB at 1 Mbit/s.
-const SETTLE_TIMEOUT_MS: u64 = 60_000;
 /// The other side answers the offer within this time, in milliseconds.
 const OFFER_TIMEOUT_MS: u64 = 10_000;
 /// Progress is told at most this often, in milliseconds.
@@ -168,6 +161,7 @@ where
         writer: FrameWriter::new(writer),
         scanners: workload.trees().into_iter().map(|(name, dir)| Scanner::new(name, dir)).collect(),
         memory: None,
+        watch: None,
         lanes: Lanes::default(),
         link: Arc::default(),
         brake: Brake::default(),
@@ -183,6 +177,10 @@ where
         source.scanners.iter_mut().for_each(Scanner::send_patches);
     }
     source.version = version;
+    match files_followed(version, workload).await {
+        Ok(watch) => source.watch = Some(watch),
+        Err(why) => tracing::info!(why, "changed files are read whole"),
+    }
     // Where nobody can tell written pages, memory goes through CRIU while everything stands still.
     match memory_in_rounds(version, workload) {
         Ok(memory) => source.memory = Some(memory),
@@ -196,7 +194,11 @@ where
     source.lanes.pace(None);
     source.writer.pace.set(None);
     let detail = copied?;
-    match source.frozen_part(detail, workload).await {
+    let done = source.frozen_part(detail, workload).await;
+    // Taking programs out of the kernel waits for all processors, and nobody waits for that.
+    let watch = source.watch.take();
+    tokio::task::spawn_blocking(move || drop(watch));
+    match done {
         Ok((fin, late)) => {
             if let Some(late) = late
                 && let Err(error) = source.send_late(late).await
@@ -219,6 +221,8 @@ struct Source<R, W> {
     scanners: Vec<Scanner>,
     /// `None`: memory goes through CRIU.
     memory: Option<Memory>,
+    /// `None`: a changed file is read whole.
+    watch: Option<FileWatch>,
     /// More connections for pages.
     lanes: Lanes,
     link: Arc<LinkMeter>,
@@ -286,109 +290,6 @@ where
         }
     }
 
-    /// Everything that can be done while the container runs.
-    async fn copy<L: Workload>(&mut self, carried: bool, workload: &mut L) -> Result<serde_json::Value, SendError> {
-        let phase = Phase::Copy;
-        self.rounds(workload).await?;
-        let ready = workload.before_freeze(carried).await;
-        let detail = ready.map_err(|source| SendError::Part { phase, doing: "getting ready to freeze", source })?;
-        if carried && !self.late {
-            // Getting ready took a while; what was written meanwhile need not be sent while everything stands still.
-            for _ in 0..MAX_LAST_ROUNDS {
-                self.memory_round(phase, Target::Running, workload).await?;
-                if self.settle(phase).await?.as_secs_f64() * 1e3 <= AIM_MS {
-                    break;
-                }
-            }
-        }
-        Ok(detail)
-    }
-
-    /// Waits until the destination has taken in all that was sent: what is still in buffers on the way would have to be
-    /// waited for while the container stands still. For how long that took.
-    async fn settle(&mut self, phase: Phase) -> Result<Duration, SendError> {
-        self.writer.flush().await.map_err(wire(phase))?;
-        let begun = Instant::now();
-        if self.version < MARK_VERSION {
-            return Ok(Duration::ZERO);
-        }
-        self.writer.send(Kind::Mark, &[]).await.map_err(wire(phase))?;
-        self.writer.flush().await.map_err(wire(phase))?;
-        let answer = self.reader.expect(Kind::Mark, "the answer to a mark");
-        let stalled = |_| SendError::Wire { phase, source: WireError::Stalled };
-        tokio::time::timeout(Duration::from_millis(SETTLE_TIMEOUT_MS), answer)
-            .await
-            .map_err(stalled)?
-            .map_err(wire(phase))?;
-        Ok(begun.elapsed())
-    }
-
-    /// Files and memory while the container runs, until what is left is small or does not get smaller.
-    async fn rounds<L: Workload>(&mut self, workload: &mut L) -> Result<(), SendError> {
-        let phase = Phase::Copy;
-        let mut convergence = Convergence::default();
-        let mut files_before = Some(u64::MAX);
-        let mut last_look: Option<Instant> = None;
-        for round in 1.. {
-            self.progress.rounds = round;
-            let begun = Instant::now();
-            if let Some(before) = files_before {
-                let sent = self.file_round(phase, &[], Some(workload)).await?.bytes_sent;
-                // Not shrinking any more: further rounds would only repeat this one.
-                let enough = sent < SMALL_ROUND_BYTES || sent > before / 2 || round == MAX_FILE_ROUNDS;
-                files_before = (!enough).then_some(sent);
-            }
-            let mut decision = Decision::Freeze { expected_ms: 0.0 };
-            if self.memory.is_some() {
-                let (looked, held_back) = (Instant::now(), self.writer.pace.held_back);
-                let stats = self.memory_round(phase, Target::Running, workload).await?;
-                self.settle(phase).await?;
-                let measured = Measured {
-                    dirty_bytes: stats.dirty_bytes,
-                    sent_bytes: stats.sent_bytes,
-                    since_last_s: last_look.replace(looked).map(|last| (looked - last).as_secs_f64()),
-                    sending_s: (looked.elapsed() - (self.writer.pace.held_back - held_back)).as_secs_f64(),
-                    took_s: begun.elapsed().as_secs_f64(),
-                };
-                decision = convergence.after(measured);
-                tracing::debug!(round, ?measured, ?decision, "round of memory");
-            }
-            self.writer.send_json(Kind::RoundEnd, &RoundEnd { round }).await.map_err(wire(phase))?;
-            self.writer.flush().await.map_err(wire(phase))?;
-            let post_copy =
-                workload.options().mode == CopyMode::PostCopy && self.version >= LATE_VERSION && self.memory.is_some();
-            if post_copy && files_before.is_none() {
-                // Everything was sent once; what was written since follows.
-                self.late = true;
-                break;
-            }
-            match decision {
-                Decision::Again => godwit_hold::reach("copy").await,
-                Decision::Freeze { .. } if files_before.is_some() => {}
-                Decision::Freeze { expected_ms } => {
-                    allowed(expected_ms, convergence.fixed_ms(workload.fixed_ms()), workload.options())?;
-                    break;
-                }
-                Decision::Stuck { expected_ms } if self.brake.press(expected_ms, &mut convergence, workload)? => {}
-                Decision::Stuck { expected_ms } => {
-                    let (fixed_ms, options) = (convergence.fixed_ms(workload.fixed_ms()), workload.options());
-                    let Err(too_long) = allowed(expected_ms, fixed_ms, options) else {
-                        tracing::info!(expected_ms, "more rounds would not make the pause shorter");
-                        break;
-                    };
-                    if self.version < LATE_VERSION || options.mode == CopyMode::PreCopy {
-                        return Err(too_long);
-                    }
-                    allowed(0.0, fixed_ms, options)?;
-                    tracing::info!(expected_ms, "what is left of memory follows after the hand-over");
-                    self.late = true;
-                    break;
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// On all connections.
     fn sent_bytes(&self) -> u64 {
         self.writer.sent_bytes + self.lanes.sent_bytes()
@@ -402,17 +303,6 @@ where
             self.told = Instant::now();
             workload.progress(phase, self.progress);
         }
-    }
-}
-
-/// Whether the container may stand still for what is left, which takes `expected_ms` and what any move takes.
-fn allowed(expected_ms: f64, fixed_ms: f64, options: MoveOptions) -> Result<(), SendError> {
-    let expected_ms = expected_ms + fixed_ms;
-    match options.max_downtime_ms {
-        Some(max_ms) if expected_ms > max_ms as f64 => {
-            Err(SendError::TooLong { expected_ms: expected_ms.min(1e9) as u64, max_ms })
-        }
-        _ => Ok(()),
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 
 use rustix::fs::{SeekFrom, seek};
@@ -11,6 +12,8 @@ use xxhash_rust::xxh3::xxh3_128;
 pub const BLOCK_BYTES: u64 = 4096;
 /// Data is read and sent in pieces of this size, in bytes.
 pub const PIECE_BYTES: usize = 1 << 20;
+/// Below this a part is read without asking where its holes are, in bytes.
+const SMALL_PART_BYTES: u64 = 256 << 10;
 /// A block that is a hole or zero.
 const EMPTY: u128 = 0;
 
@@ -22,49 +25,80 @@ pub struct Blocks {
 
 impl Blocks {
     /// Sends what `file` has (up to `size` bytes) and the destination has not, by `data`, which ends it with `false`.
-    /// Returns whether it was not ended, and the bytes sent.
+    /// Returns whether it was not ended, and the bytes sent. Only `parts` are looked at, if there are any: whole blocks up
+    /// to `size`, outside of which nothing has changed since the last time.
     pub fn send(
         &mut self,
         file: &File,
         size: u64,
+        parts: Option<&[Range<u64>]>,
         data: &mut dyn FnMut(u64, Vec<u8>) -> bool,
     ) -> io::Result<(bool, u64)> {
         self.hashes.resize(size.div_ceil(BLOCK_BYTES) as usize, EMPTY);
         let mut pieces = Pieces { data, offset: 0, piece: Vec::new(), sent: 0, open: true };
         let mut buffer = vec![0; PIECE_BYTES];
-        let mut at = 0;
-        while at < size && pieces.open {
-            let start = match seek(file, SeekFrom::Data(at)) {
-                Ok(start) => start - start % BLOCK_BYTES,
-                Err(rustix::io::Errno::NXIO) => size,
-                Err(e) => return Err(e.into()),
-            };
-            self.emptied(at, start.min(size), size, &mut pieces);
-            if start >= size {
-                at = size;
-                break;
-            }
-            let end = seek(file, SeekFrom::Hole(start))?.next_multiple_of(BLOCK_BYTES).min(size);
-            at = start;
-            while at < end && pieces.open {
-                let wanted = PIECE_BYTES.min((end - at) as usize);
-                let n = read_full(file, &mut buffer[..wanted], at)?;
-                if n < wanted {
-                    // Cut meanwhile: the next round sees another size.
-                    buffer[n..wanted].fill(0);
-                }
-                for block in buffer[..wanted].chunks(BLOCK_BYTES as usize) {
-                    self.block(at, block, &mut pieces);
-                    at += block.len() as u64;
-                }
+        for part in parts.unwrap_or(std::slice::from_ref(&(0..size))) {
+            if part.end - part.start < SMALL_PART_BYTES {
+                self.read(file, part.clone(), &mut buffer, &mut pieces)?;
+            } else {
+                self.read_data(file, part.clone(), size, &mut buffer, &mut pieces)?;
             }
         }
-        self.emptied(at, size, size, &mut pieces);
         pieces.flush();
         Ok((pieces.open, pieces.sent))
     }
 
-    fn block(&mut self, at: u64, block: &[u8], pieces: &mut Pieces) {
+    /// Looks at a part of the file, but not into its holes.
+    fn read_data(
+        &mut self,
+        file: &File,
+        part: Range<u64>,
+        size: u64,
+        buffer: &mut [u8],
+        pieces: &mut Pieces<'_>,
+    ) -> io::Result<()> {
+        let mut at = part.start;
+        while at < part.end && pieces.open {
+            let start = match seek(file, SeekFrom::Data(at)) {
+                Ok(start) => (start - start % BLOCK_BYTES).min(part.end),
+                Err(rustix::io::Errno::NXIO) => part.end,
+                Err(e) => return Err(e.into()),
+            };
+            self.emptied(at, start, size, pieces);
+            if start >= part.end {
+                break;
+            }
+            let end = match seek(file, SeekFrom::Hole(start)) {
+                Ok(end) => end.next_multiple_of(BLOCK_BYTES).min(part.end),
+                // Cut meanwhile.
+                Err(rustix::io::Errno::NXIO) => part.end,
+                Err(e) => return Err(e.into()),
+            };
+            self.read(file, start..end, buffer, pieces)?;
+            at = end;
+        }
+        Ok(())
+    }
+
+    /// Looks at a part of the file, holes included.
+    fn read(&mut self, file: &File, part: Range<u64>, buffer: &mut [u8], pieces: &mut Pieces<'_>) -> io::Result<()> {
+        let mut at = part.start;
+        while at < part.end && pieces.open {
+            let wanted = PIECE_BYTES.min((part.end - at) as usize);
+            let n = read_full(file, &mut buffer[..wanted], at)?;
+            if n < wanted {
+                // Cut meanwhile: the next round sees another size.
+                buffer[n..wanted].fill(0);
+            }
+            for block in buffer[..wanted].chunks(BLOCK_BYTES as usize) {
+                self.block(at, block, pieces);
+                at += block.len() as u64;
+            }
+        }
+        Ok(())
+    }
+
+    fn block(&mut self, at: u64, block: &[u8], pieces: &mut Pieces<'_>) {
         let hash = if block.iter().all(|b| *b == 0) { EMPTY } else { xxh3_128(block).max(1) };
         let known = &mut self.hashes[(at / BLOCK_BYTES) as usize];
         if *known != hash {
@@ -74,7 +108,7 @@ impl Blocks {
     }
 
     /// Holes now, from `start` to `end`.
-    fn emptied(&mut self, start: u64, end: u64, size: u64, pieces: &mut Pieces) {
+    fn emptied(&mut self, start: u64, end: u64, size: u64, pieces: &mut Pieces<'_>) {
         let zeroes = [0; BLOCK_BYTES as usize];
         for number in start / BLOCK_BYTES..end.div_ceil(BLOCK_BYTES) {
             let at = number * BLOCK_BYTES;
@@ -149,13 +183,13 @@ mod tests {
                 copy[at as usize..][..bytes.len()].copy_from_slice(&bytes);
                 true
             };
-            assert!(blocks.send(&file, size, &mut take).unwrap().0);
+            assert!(blocks.send(&file, size, None, &mut take).unwrap().0);
             copy.resize(size as usize, 0);
             let mut now = vec![0; size as usize];
             file.read_exact_at(&mut now, 0).unwrap();
             assert!(now == copy, "after {changes:?}");
             // Nothing has changed since.
-            assert_eq!(blocks.send(&file, size, &mut |_, _| panic!("sent again")).unwrap(), (true, 0));
+            assert_eq!(blocks.send(&file, size, None, &mut |_, _| panic!("sent again")).unwrap(), (true, 0));
         }
     }
 
@@ -167,9 +201,9 @@ mod tests {
         let mut blocks = Blocks::default();
         // A terabyte of holes would cost books of its own.
         file.set_len(2 << 30).unwrap();
-        assert_eq!(blocks.send(&file, 2 << 30, &mut |_, _| true).unwrap(), (true, 3 << 20));
+        assert_eq!(blocks.send(&file, 2 << 30, None, &mut |_, _| true).unwrap(), (true, 3 << 20));
         file.write_all_at(b"x", (1 << 30) + 5000).unwrap();
-        assert_eq!(blocks.send(&file, 2 << 30, &mut |_, _| true).unwrap(), (true, BLOCK_BYTES));
+        assert_eq!(blocks.send(&file, 2 << 30, None, &mut |_, _| true).unwrap(), (true, BLOCK_BYTES));
     }
 
     proptest! {

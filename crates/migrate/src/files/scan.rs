@@ -8,10 +8,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use godwit_memory::Place;
 use thiserror::Error;
 
 use super::blocks::Blocks;
 use super::entry::{Entry, EntryKind};
+use super::follow::{Followed, Following};
 
 /// Two writes within one grain of the file system's clock may bear the same ctime, in milliseconds.
 pub const CTIME_GRAIN_MS: u64 = 20;
@@ -61,14 +63,45 @@ pub struct Scanner {
     /// Everything the destination has, by path.
     sent: BTreeMap<Vec<u8>, Stamp>,
     /// What it has of regular files.
-    blocks: HashMap<Vec<u8>, Blocks>,
+    held: HashMap<Vec<u8>, Held>,
     /// The destination can change a file that it has.
     patches: bool,
+    /// Where the tree is, if its files can be followed; unknown before the first round.
+    place: Option<Option<Place>>,
+}
+
+/// What the destination has of a file, and whether the kernel tells what is written to it since.
+#[derive(Default)]
+struct Held {
+    blocks: Blocks,
+    followed: Option<Followed>,
+}
+
+/// What one round goes by.
+struct Round<'a> {
+    sink: &'a mut dyn Sink,
+    following: Option<Following<'a>>,
+    stats: ScanStats,
+}
+
+impl Round<'_> {
+    fn has_written(&self, held: Option<&Held>) -> bool {
+        let followed = held.and_then(|held| held.followed.as_ref());
+        self.following.as_ref().zip(followed).is_some_and(|(following, followed)| following.has_written(followed))
+    }
+
+    fn forget(&mut self, held: Option<Held>) {
+        let followed = held.and_then(|held| held.followed);
+        if let Some((following, followed)) = self.following.as_mut().zip(followed) {
+            following.forget(&followed);
+        }
+    }
 }
 
 impl Scanner {
     pub fn new(tree: impl Into<String>, root: impl Into<PathBuf>) -> Self {
-        Self { tree: tree.into(), root: root.into(), sent: BTreeMap::new(), blocks: HashMap::new(), patches: false }
+        let (tree, root) = (tree.into(), root.into());
+        Self { tree, root, sent: BTreeMap::new(), held: HashMap::new(), patches: false, place: None }
     }
 
     /// From now on a changed file costs what changed in it: for destinations that know [`EntryKind::Patch`].
@@ -80,11 +113,23 @@ impl Scanner {
         &self.tree
     }
 
-    /// One round. `always` names paths (relative to the tree) that are sent whatever their ctime says.
+    /// One round. `always` names paths (relative to the tree) that are looked at whatever their ctime says. With
+    /// `following`, of files that it follows only what was written is read; a round without it ends that.
     ///
     /// A file that vanishes between being listed and being read is no error while the container runs.
-    pub fn round(&mut self, always: &HashSet<Vec<u8>>, sink: &mut dyn Sink) -> Result<ScanStats, ScanError> {
-        let mut stats = ScanStats::default();
+    pub fn round(
+        &mut self,
+        always: &HashSet<Vec<u8>>,
+        following: Option<Following<'_>>,
+        sink: &mut dyn Sink,
+    ) -> Result<ScanStats, ScanError> {
+        let mut round = Round { sink, following, stats: ScanStats::default() };
+        if self.patches && self.place.is_none() {
+            self.place = round.following.as_mut().map(|following| {
+                let place = following.place(&self.root);
+                place.inspect_err(|why| tracing::debug!(tree = self.tree, %why, "changed files are read whole")).ok()
+            });
+        }
         let mut seen: BTreeMap<Vec<u8>, Stamp> = BTreeMap::new();
         let mut links: HashMap<u64, Vec<u8>> = HashMap::new();
         let mut resent: HashSet<u64> = HashSet::new();
@@ -104,9 +149,12 @@ impl Scanner {
             }
             let file = meta.file_type().is_file();
             let first_name = if file && meta.nlink() > 1 { links.get(&meta.ino()).cloned() } else { None };
-            let changed = self.sent.get(&path) != Some(&stamp) || stamp.ctime_ns < 0 || always.contains(&path);
+            let changed = self.sent.get(&path) != Some(&stamp)
+                || stamp.ctime_ns < 0
+                || always.contains(&path)
+                || round.has_written(self.held.get(&path));
             let stale_link = first_name.is_some() && resent.contains(&meta.ino());
-            if (changed || stale_link) && self.send(&path, &full, &meta, first_name.as_deref(), sink, &mut stats)? {
+            if (changed || stale_link) && self.send(&path, &full, &meta, first_name.as_deref(), &mut round)? {
                 resent.insert(meta.ino());
             }
             if file && meta.nlink() > 1 && first_name.is_none() {
@@ -127,14 +175,14 @@ impl Scanner {
         // Deepest first, so that a directory is empty when its turn comes.
         let gone: Vec<Vec<u8>> = self.sent.keys().rev().filter(|p| !seen.contains_key(*p)).cloned().collect();
         for path in gone {
-            stats.removed += 1;
-            self.blocks.remove(&path);
-            if !sink.remove(&self.tree, path) {
+            round.stats.removed += 1;
+            round.forget(self.held.remove(&path));
+            if !round.sink.remove(&self.tree, path) {
                 return Err(ScanError::Stopped);
             }
         }
         self.sent = seen;
-        Ok(stats)
+        Ok(round.stats)
     }
 
     fn full(&self, path: &[u8]) -> PathBuf {
@@ -160,10 +208,22 @@ impl Scanner {
         full: &Path,
         meta: &std::fs::Metadata,
         first_name: Option<&[u8]>,
-        sink: &mut dyn Sink,
-        stats: &mut ScanStats,
+        round: &mut Round<'_>,
     ) -> Result<bool, ScanError> {
         let kind = meta.file_type();
+        let file = if kind.is_file() && first_name.is_none() {
+            match present(full, File::open(full))? {
+                Some(file) => Some(file),
+                None => return Ok(true),
+            }
+        } else {
+            None
+        };
+        // An older version of this very file under this name; nothing else that had it is of use.
+        let mut held = self.held.remove(path);
+        if file.is_none() || self.sent.get(path).is_none_or(|stamp| stamp.inode != meta.ino()) {
+            round.forget(held.take());
+        }
         let entry_kind = if kind.is_dir() {
             EntryKind::Directory
         } else if kind.is_symlink() {
@@ -171,19 +231,12 @@ impl Scanner {
             EntryKind::Symlink { target: target.as_os_str().as_bytes().to_vec() }
         } else if let Some(to) = first_name {
             EntryKind::HardLink { to: to.to_vec() }
-        } else if kind.is_file() && self.patches && self.has_version_of(path, meta.ino()) {
+        } else if held.is_some() {
             EntryKind::Patch { size: meta.size() }
         } else if kind.is_file() {
             EntryKind::File { size: meta.size() }
         } else {
             EntryKind::Node { device: meta.rdev() }
-        };
-        let file = match entry_kind {
-            EntryKind::File { .. } | EntryKind::Patch { .. } => match present(full, File::open(full))? {
-                Some(file) => Some(file),
-                None => return Ok(true),
-            },
-            _ => None,
         };
         let entry = Entry {
             tree: self.tree.clone(),
@@ -195,29 +248,32 @@ impl Scanner {
             modified_ns: meta.mtime() * 1_000_000_000 + meta.mtime_nsec(),
             xattrs: xattrs(full)?,
         };
-        let anew = !matches!(entry.kind, EntryKind::Patch { .. });
-        stats.entries_sent += 1;
-        if !sink.entry(entry) {
+        round.stats.entries_sent += 1;
+        if !round.sink.entry(entry) {
             return Err(ScanError::Stopped);
         }
+        let anew = held.is_none();
         if let Some(file) = file {
-            let mut blocks = self.blocks.remove(path).filter(|_| !anew).unwrap_or_default();
-            let sent = blocks.send(&file, meta.size(), &mut |offset, bytes| sink.data(offset, bytes));
+            let Held { mut blocks, mut followed } = held.unwrap_or_default();
+            let parts = match &mut round.following {
+                Some(following) => following.parts(&mut followed, self.place.flatten(), &file, meta),
+                None => {
+                    followed = None;
+                    None
+                }
+            };
+            let sink = &mut *round.sink;
+            let sent = blocks.send(&file, meta.size(), parts.as_deref(), &mut |offset, bytes| sink.data(offset, bytes));
             let (open, bytes) = sent.map_err(|source| ScanError::Read { path: full.to_owned(), source })?;
-            stats.bytes_sent += bytes;
+            round.stats.bytes_sent += bytes;
             if !open {
                 return Err(ScanError::Stopped);
             }
             if self.patches {
-                self.blocks.insert(path.to_vec(), blocks);
+                self.held.insert(path.to_vec(), Held { blocks, followed });
             }
         }
         Ok(anew)
-    }
-
-    /// Whether the destination has an older version of this very file under this name.
-    fn has_version_of(&self, path: &[u8], inode: u64) -> bool {
-        self.sent.get(path).is_some_and(|stamp| stamp.inode == inode) && self.blocks.contains_key(path)
     }
 }
 

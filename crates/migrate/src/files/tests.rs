@@ -6,7 +6,7 @@ use std::process::Command;
 use super::*;
 
 /// Writes straight through, as the wire would.
-struct Through<'a>(&'a mut Writer);
+pub(super) struct Through<'a>(pub(super) &'a mut Writer);
 
 impl Sink for Through<'_> {
     fn entry(&mut self, entry: Entry) -> bool {
@@ -24,16 +24,16 @@ impl Sink for Through<'_> {
     }
 }
 
-struct Pair {
-    from: tempfile::TempDir,
-    to: tempfile::TempDir,
-    scanner: Scanner,
-    writer: Writer,
+pub(super) struct Pair {
+    pub from: tempfile::TempDir,
+    pub to: tempfile::TempDir,
+    pub scanner: Scanner,
+    pub writer: Writer,
 }
 
 impl Pair {
     /// To a destination that takes patches, or to one that does not.
-    fn new(patches: bool) -> Self {
+    pub fn new(patches: bool) -> Self {
         let (from, to) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut scanner = Scanner::new("root", from.path());
         if patches {
@@ -44,12 +44,12 @@ impl Pair {
     }
 
     fn round(&mut self) -> ScanStats {
-        let stats = self.scanner.round(&HashSet::new(), &mut Through(&mut self.writer)).unwrap();
+        let stats = self.scanner.round(&HashSet::new(), None, &mut Through(&mut self.writer)).unwrap();
         self.writer.end_round().unwrap();
         stats
     }
 
-    fn assert_same(&self) {
+    pub fn assert_same(&self) {
         assert_eq!(listing(self.from.path()), listing(self.to.path()));
         let diff = Command::new("diff")
             .args(["-r", "--no-dereference", "-x", "fifo", "-x", "whiteout"])
@@ -69,7 +69,7 @@ fn listing(root: &Path) -> Vec<String> {
     lines
 }
 
-fn settle() {
+pub(super) fn settle() {
     // Past the grain within which a ctime says nothing: waiting for the clock is the very thing under test.
     let begun = std::time::Instant::now();
     while begun.elapsed().as_millis() < u128::from(CTIME_GRAIN_MS) + 15 {

@@ -1,14 +1,16 @@
 //! A round of files: read by a thread, sent as it comes.
 
 use std::collections::HashSet;
+use std::time::Instant;
 
+use godwit_memory::FileWatch;
 use godwit_model::migration::Phase;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 
-use super::{SendError, Source, Workload};
-use crate::files::{Entry, ScanStats, Sink};
-use crate::wire::{Kind, WireError};
+use super::{SendError, Source, Workload, ms};
+use crate::files::{Entry, Following, ScanStats, Sink};
+use crate::wire::{Kind, MEMORY_VERSION, WireError};
 
 /// How many pieces of files may wait between disk and network; one is 1 MiB at most.
 const QUEUE_PIECES: usize = 16;
@@ -25,14 +27,21 @@ where
         always: &[(String, Vec<u8>)],
         mut workload: Option<&mut L>,
     ) -> Result<ScanStats, SendError> {
+        let begun = Instant::now();
         let mut total = ScanStats::default();
+        let frozen = phase == Phase::Freeze;
+        let mut first = true;
         for mut scanner in std::mem::take(&mut self.scanners) {
             let always: HashSet<Vec<u8>> =
                 always.iter().filter(|(tree, _)| tree == scanner.tree()).map(|(_, path)| path.clone()).collect();
             let (sink, mut pieces) = mpsc::channel(QUEUE_PIECES);
+            let mut watch = self.watch.take();
+            let begins = std::mem::take(&mut first);
             let scan = tokio::task::spawn_blocking(move || {
-                let result = scanner.round(&always, &mut ChannelSink(sink));
-                (scanner, result)
+                let following = watch.as_mut().and_then(|watch| follow(watch, frozen, begins));
+                let known = following.is_some();
+                let result = scanner.round(&always, following, &mut ChannelSink(sink));
+                (scanner, watch.filter(|_| known), result)
             });
             let mut broken = None;
             while let Some(piece) = pieces.recv().await {
@@ -44,8 +53,9 @@ where
             }
             drop(pieces);
             // A panic of the scan is a bug of ours; it ends the move like any other error.
-            let (scanner, result) =
+            let (scanner, watch, result) =
                 scan.await.map_err(|e| SendError::Part { phase, doing: "reading files", source: e.into() })?;
+            self.watch = watch;
             if let Some(source) = broken {
                 return Err(SendError::Wire { phase, source });
             }
@@ -55,6 +65,7 @@ where
             total.removed += stats.removed;
             self.scanners.push(scanner);
         }
+        tracing::debug!(%phase, ?total, took_ms = ms(begun), followed = self.watch.is_some(), "round of files");
         Ok(total)
     }
 
@@ -65,6 +76,29 @@ where
             Piece::Remove(tree, path) => self.writer.send_json(Kind::Remove, &(tree, path)).await,
         }
     }
+}
+
+/// The kernel's word on written pages for one tree's part of a round; without it changed files are read whole.
+fn follow(watch: &mut FileWatch, frozen: bool, begins: bool) -> Option<Following<'_>> {
+    if !begins {
+        return Some(Following::go_on(watch, frozen));
+    }
+    Following::begin(watch, frozen).inspect_err(|error| tracing::warn!(%error, "changed files are read whole")).ok()
+}
+
+/// The means to follow what is written to files; why there are none otherwise.
+pub(super) async fn files_followed<L: Workload>(version: u32, workload: &L) -> Result<FileWatch, String> {
+    if version < MEMORY_VERSION {
+        return Err(format!("the destination speaks version {version} of the migration protocol"));
+    }
+    if let Some(why) = workload.hidden_writes() {
+        return Err(why);
+    }
+    let made = tokio::task::spawn_blocking(FileWatch::new).await.map_err(|error| error.to_string())?;
+    made.map_err(|error| match std::error::Error::source(&error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    })
 }
 
 /// `Data` is an offset (8 bytes, little-endian) and the bytes there.

@@ -41,11 +41,14 @@ where
         let always = workload.freeze().await.map_err(part("freezing the container"))?;
         let freeze_ms = ms(begun);
         self.progress.rounds += 1;
-        if self.memory.is_some()
+        if (self.memory.is_some() || self.watch.is_some())
             && let Some(why) = workload.hidden_writes()
         {
-            self.stood_still = Some(without_rounds(why, workload.options())?);
-            self.memory = None;
+            // What goes to files past the page cache may be on its way.
+            self.watch = None;
+            if self.memory.take().is_some() {
+                self.stood_still = Some(without_rounds(why, workload.options())?);
+            }
         }
         let last = if self.memory.is_some() {
             let frozen = Frozen { carried: true, detail: detail.clone() };
