@@ -13,6 +13,7 @@ use godwit_api::link::{Assignment, Desired, FromAgent, FromController, MoveRole,
 use godwit_api::types::ErrorBody;
 use godwit_criu::Criu;
 use godwit_image::ImageStore;
+use godwit_memory::MappingFlags;
 use godwit_model::container::ContainerStatus;
 use godwit_model::event::EventKind;
 use godwit_model::{ContainerId, ContainerName, MoveId};
@@ -38,6 +39,8 @@ pub struct Host {
     pub server_tls: Arc<ServerConfig>,
     pub certificate_sha256: String,
     pub criu: Option<Criu>,
+    /// `None`: the kernel does not tell them apart from smaps.
+    pub mapping_flags: Option<MappingFlags>,
     pub voice: Voice,
     pub network: tokio::sync::Mutex<HostNetwork>,
     pub images: ImageStore,

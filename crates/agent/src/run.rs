@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use godwit_api::listen::listen;
 use godwit_api::tls::{self, ClientCertificate};
+use godwit_api::types::ErrorBody;
 use godwit_criu::Criu;
 use godwit_image::{ImageStore, OpenError};
+use godwit_memory::MappingFlags;
 use godwit_network::{HostNetwork, HostNetworkConfig, NetworkError};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
@@ -84,6 +86,7 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
         server_tls: Arc::new(tls::server_config(&identity, ClientCertificate::Required)?),
         certificate_sha256: identity.certificate_sha256()?,
         criu,
+        mapping_flags: tokio::task::spawn_blocking(mapping_flags).await.ok().flatten(),
         voice,
         network: tokio::sync::Mutex::new(network),
         images,
@@ -119,6 +122,12 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
     }
     tracing::info!("the agent ends; containers go on");
     Ok(())
+}
+
+/// Without them everything works, and a move's downtime grows by some 15 ms per GiB.
+fn mapping_flags() -> Option<MappingFlags> {
+    let learnt = MappingFlags::learn();
+    learnt.inspect_err(|e| tracing::info!(because = ErrorBody::from_chain(e).one_line(), "CRIU will read smaps")).ok()
 }
 
 /// Name servers of this host, from resolv.conf(5), for names that are no container's.

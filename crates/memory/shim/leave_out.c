@@ -3,7 +3,8 @@
  * is left out of the dump. CRIU learns of private memory by ioctl(PAGEMAP_SCAN) on /proc/PID/pagemap, of shared memory
  * by lseek(SEEK_DATA); the tar it starts for a tmpfs looks at a file's blocks, then uses lseek(SEEK_DATA), too.
  *
- * Besides, tracked connections are not asked for (socket, at the end).
+ * Besides, /proc/PID/smaps of some processes is a file beside the list (openat), and tracked connections are not asked
+ * for (socket, at the end).
  *
  * Nothing is needed from libc but errno's place, so that it loads under any libc, and into any program: where the list
  * named by GODWIT_LEAVE_OUT does not exist or does not fit, every call does exactly what it does without this file.
@@ -330,6 +331,99 @@ int fstatat(int fd, const char *path, void *stat, int flags)
 int fstatat64(int fd, const char *path, void *stat, int flags)
 {
 	return hide_blocks(-1, stat, CALL(SYS_newfstatat, fd, path, stat, flags));
+}
+
+/* The process whose directory in /proc the descriptor is; 0 for anything else. */
+static word process_directory(int fd)
+{
+	char name[64];
+	const char *rest = name + sizeof("/proc/") - 1;
+	word pid;
+
+	name_of(fd, name, sizeof(name));
+	if (!starts_with(name, "/proc/"))
+		return 0;
+	pid = parse(&rest);
+	return *rest ? 0 : pid;
+}
+
+/*
+ * CRIU reads the flags of a process's mappings in its smaps (parse_smaps in CRIU's proc_parse.c, by openat with the
+ * process's directory). To print that file the kernel walks through all page tables. Where the file LIST.PID exists, it
+ * is what smaps would say in the lines CRIU reads. It is true until CRIU changes the process, so it is taken once.
+ */
+static word open_instead(int directory, const char *name, int flags)
+{
+	char path[4096], digits[24];
+	const char *list;
+	word pid, fd, length = 0;
+	int n = 0;
+
+	if (!starts_with(name, "smaps") || name[5] || (flags & O_ACCMODE) != O_RDONLY)
+		return (word)-1;
+	list = list_path();
+	pid = list ? process_directory(directory) : 0;
+	if (!pid)
+		return (word)-1;
+	while (list[length] && length < sizeof(path) - sizeof(digits))
+		length++;
+	if (list[length])
+		return (word)-1;
+	for (word c = 0; c < length; c++)
+		path[c] = list[c];
+	path[length++] = '.';
+	for (; pid; pid /= 10)
+		digits[n++] = (char)('0' + pid % 10);
+	while (n > 0)
+		path[length++] = digits[--n];
+	path[length] = 0;
+	fd = CALL(SYS_openat, AT_FDCWD, path, O_RDONLY | O_NOFOLLOW | (flags & O_CLOEXEC), 0);
+	if (!FAILED(fd))
+		CALL(SYS_unlinkat, AT_FDCWD, path, 0, 0);
+	return fd;
+}
+
+static int open_at(int directory, const char *name, int flags, word mode)
+{
+	word fd = open_instead(directory, name, flags);
+
+	return FAILED(fd) ? (int)answer(CALL(SYS_openat, directory, name, flags, mode)) : (int)fd;
+}
+
+/* The mode is there where a file may be made; elsewhere it is whatever happens to be, and the kernel does not look. */
+#define MODE(flags, mode)                                            \
+	do {                                                         \
+		__builtin_va_list arguments;                         \
+		__builtin_va_start(arguments, flags);                \
+		mode = __builtin_va_arg(arguments, unsigned);        \
+		__builtin_va_end(arguments);                         \
+	} while (0)
+
+int openat(int directory, const char *name, int flags, ...)
+{
+	word mode;
+
+	MODE(flags, mode);
+	return open_at(directory, name, flags, mode);
+}
+
+int openat64(int directory, const char *name, int flags, ...)
+{
+	word mode;
+
+	MODE(flags, mode);
+	return open_at(directory, name, flags, mode);
+}
+
+/* What glibc's headers make of openat without a mode, where programs are built with _FORTIFY_SOURCE. */
+int __openat_2(int directory, const char *name, int flags)
+{
+	return open_at(directory, name, flags, 0);
+}
+
+int __openat64_2(int directory, const char *name, int flags)
+{
+	return open_at(directory, name, flags, 0);
 }
 
 #define AF_UNIX 1

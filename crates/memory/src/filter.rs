@@ -6,6 +6,9 @@
 //! does nothing where the list is missing or is none, so it may be loaded into the shell that starts criu, and into
 //! whatever criu starts. One such program matters: tar, by which CRIU dumps a tmpfs; it sees listed files as one hole.
 //!
+//! Where there is a text for a process, criu reads that once instead of `/proc/PID/smaps`, for which the kernel would
+//! walk through all page tables (see [`MappingFlags`](crate::MappingFlags)).
+//!
 //! **A restore of such a dump must have a [`Filler`](crate::Filler).** What was left out reads as zero otherwise.
 
 use std::fs::Permissions;
@@ -63,6 +66,15 @@ impl PageFilter {
     /// another libc. The list may be written after criu has been started, but before it is told to dump.
     pub fn environment(&self) -> [(&'static str, &Path); 2] {
         [("LD_PRELOAD", &self.library), ("GODWIT_LEAVE_OUT", &self.list)]
+    }
+
+    /// What criu reads the next time it opens `/proc/PID/smaps` of process `pid`; the kernel's own afterwards. Must be
+    /// what is true of it when criu is told to dump: from [`MappingFlags::smaps`](crate::MappingFlags::smaps), of a
+    /// process that stands still.
+    pub fn serve_smaps(&self, pid: i32, text: &[u8]) -> Result<(), FilterError> {
+        let mut path = self.list.clone().into_os_string();
+        path.push(format!(".{pid}"));
+        place(Path::new(&path), text, 0o600)
     }
 
     /// Lists what the last round says we carry: every carried mapping of each process, by its number here, and every

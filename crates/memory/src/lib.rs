@@ -16,6 +16,7 @@ mod bytes;
 mod channel;
 mod filler;
 mod filter;
+mod flags;
 mod inject;
 mod late;
 mod maps;
@@ -30,6 +31,7 @@ mod watch;
 
 pub use filler::{FillError, FillReport, Filler, Progress, SharedReport, SharedUse};
 pub use filter::{FilterError, PageFilter};
+pub use flags::{FlagsError, MappingFlags};
 pub use inject::InjectError;
 pub use late::{Late, LateFeed, LateWants};
 pub use maps::LeftToCriu;

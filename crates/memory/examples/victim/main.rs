@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test program")]
 
 mod churn;
+mod flags;
 mod hold;
 mod lazy;
 mod memory;
@@ -24,6 +25,8 @@ fn main() {
             let control = godwit_memory::filler_control().unwrap();
             godwit_memory::serve_filler(control, std::path::Path::new(directory)).unwrap();
         }
+        ["flags", directory, sealed] => flags::run(directory, sealed.parse().unwrap()),
+        ["read-smaps", pid] => flags::read_smaps(pid),
         ["speed", mib, cold] => speed::run(mib.parse().unwrap(), cold.parse().unwrap()),
         ["tree", report, private_mib, shared_mib] => {
             tree::run(report, private_mib.parse().unwrap(), shared_mib.parse().unwrap());

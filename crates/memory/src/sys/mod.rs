@@ -1,5 +1,6 @@
 //! The system calls no safe wrapper covers, each behind a safe function that says what it needs.
 
+pub(crate) mod areas;
 pub(crate) mod bpf;
 pub(crate) mod file;
 pub(crate) mod heap;

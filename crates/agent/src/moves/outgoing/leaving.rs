@@ -9,7 +9,7 @@ use godwit_api::link::FromAgent;
 use godwit_api::types::ErrorBody;
 use godwit_container::keeper::state::read_state;
 use godwit_container::{Cgroup, LaunchSpec};
-use godwit_memory::PageFilter;
+use godwit_memory::{PageFilter, Round};
 use godwit_migrate::source::{DumpMemory, FIXED_MS, Lane, PartError, Workload};
 use godwit_model::container::{ContainerSpec, ContainerState};
 use godwit_model::migration::{MoveOptions, Phase, Progress};
@@ -79,6 +79,33 @@ impl Leaving {
             what.begin(pages, filter.as_ref()).map(|begun| (begun, filter))
         };
         Ok(tokio::task::spawn_blocking(begin).await??)
+    }
+
+    /// What CRIU wants to know of the frozen processes' mappings, so that it needs not read their smaps. It does where
+    /// anything is in doubt.
+    fn serve_flags(&self, last: &Round, filter: &PageFilter) -> Result<(), PartError> {
+        let Some(flags) = &self.host.mapping_flags else { return Ok(()) };
+        let begun = Instant::now();
+        let mut served = 0;
+        for process in &last.processes {
+            match flags.smaps(process.pid) {
+                Ok(text) => {
+                    filter.serve_smaps(process.pid, &text)?;
+                    served += 1;
+                }
+                Err(error) => {
+                    let because = ErrorBody::from_chain(&error).one_line();
+                    tracing::debug!(container = %self.spec.name, because, "CRIU will read smaps");
+                }
+            }
+        }
+        tracing::debug!(
+            served,
+            processes = last.processes.len(),
+            ms = begun.elapsed().as_secs_f64() * 1e3,
+            "flags told"
+        );
+        Ok(())
     }
 
     fn show(&self, state: ContainerState) {
@@ -217,6 +244,7 @@ impl Workload for Leaving {
         let begun = match memory {
             DumpMemory::Carried(last) => {
                 let (begun, filter) = self.begun.take().ok_or("criu has not been started")?;
+                self.serve_flags(&last, &filter)?;
                 filter.leave_out(&last)?;
                 begun
             }
