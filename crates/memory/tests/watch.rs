@@ -45,6 +45,11 @@ fn file(directory: &tempfile::TempDir, name: &str) -> File {
     file
 }
 
+fn write_back(watch: &mut FileWatch, file: &File) {
+    let size = file.metadata().unwrap().len();
+    watch.write_back(file, size, &mut || true).unwrap();
+}
+
 fn pages(pages: &[Range<u64>]) -> Written {
     Written::Parts(pages.iter().map(|r| r.start * PAGE as u64..r.end * PAGE as u64).collect())
 }
@@ -60,7 +65,7 @@ fn what_is_written_after_the_file_was_written_back_is_told_once() {
     let Some((mut watch, place, directory)) = watch_or_skip() else { return };
     let (one, other) = (file(&directory, "one"), file(&directory, "other"));
     let id = watch.watch(&one, place).unwrap().unwrap();
-    watch.write_back(&one).unwrap();
+    write_back(&mut watch, &one);
     // Read anew, pages are as small as can be: then exactly what was written is told.
     rustix::fs::fadvise(&one, 0, None, rustix::fs::Advice::DontNeed).unwrap();
     rustix::fs::fadvise(&one, 0, None, rustix::fs::Advice::Random).unwrap();
@@ -80,11 +85,11 @@ fn what_is_written_after_the_file_was_written_back_is_told_once() {
     one.write_all_at(b"y", 0).unwrap();
     watch.take().unwrap();
     assert!(!watch.has_written(id));
-    watch.write_back(&one).unwrap();
+    write_back(&mut watch, &one);
     one.write_all_at(b"z", 0).unwrap();
     watch.take().unwrap();
     assert_eq!(watch.written(id), pages(std::slice::from_ref(&(0..1))));
-    watch.write_back(&one).unwrap();
+    write_back(&mut watch, &one);
     watch.forget(id);
     one.write_all_at(b"z", 0).unwrap();
     watch.take().unwrap();
@@ -109,7 +114,7 @@ fn a_mapping_that_stays_writable_is_told_of_each_time() {
     }
     .cast::<u8>();
     for round in 0..3u8 {
-        watch.write_back(&mapped).unwrap();
+        write_back(&mut watch, &mapped);
         watch.take().unwrap();
         watch.written(id);
         // SAFETY: within the mapping.
@@ -122,11 +127,11 @@ fn a_mapping_that_stays_writable_is_told_of_each_time() {
 }
 
 #[test]
-fn a_write_past_the_page_cache_makes_everything_unknown() {
+fn a_write_past_the_page_cache_is_told() {
     let Some((mut watch, place, directory)) = watch_or_skip() else { return };
     let plain = file(&directory, "direct");
     let id = watch.watch(&plain, place).unwrap().unwrap();
-    watch.write_back(&plain).unwrap();
+    write_back(&mut watch, &plain);
     watch.take().unwrap();
     watch.written(id);
     let direct =
@@ -137,7 +142,11 @@ fn a_write_past_the_page_cache_makes_everything_unknown() {
     direct.write_all_at(&room[aligned..aligned + PAGE], 4 * PAGE as u64).unwrap();
     watch.take().unwrap();
     assert!(watch.has_written(id));
-    assert_eq!(watch.written(id), Written::Unknown);
+    // Some file systems go through the page cache after all, and tell the page.
+    let written = watch.written(id);
+    assert!(has(&written, 4), "{written:?}");
+    watch.take().unwrap();
+    assert!(!watch.has_written(id));
 }
 
 /// What leaves no dirty page is seen by where the file is.
@@ -146,9 +155,10 @@ fn holes_cuts_and_zeroes_are_elsewhere_on_the_disk() {
     let Some((mut watch, _, directory)) = watch_or_skip() else { return };
     let changed = file(&directory, "changed");
     let page = PAGE as u64;
+    watch.write_back(&changed, BYTES, &mut || true).unwrap();
     let mut before = Extents::of(&changed).unwrap();
     let mut differing = |what: &str, wanted: &[Range<u64>]| {
-        watch.write_back(&changed).unwrap();
+        write_back(&mut watch, &changed);
         let now = Extents::of(&changed).unwrap();
         let found = now.differing(&before);
         for r in wanted {
@@ -159,7 +169,6 @@ fn holes_cuts_and_zeroes_are_elsewhere_on_the_disk() {
         }
         before = now;
     };
-    differing("written", std::slice::from_ref(&(0..BYTES)));
     let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
     fallocate(&changed, flags, 10 * page, 2 * page).unwrap();
     differing("a hole", std::slice::from_ref(&(10 * page..12 * page)));
@@ -168,8 +177,26 @@ fn holes_cuts_and_zeroes_are_elsewhere_on_the_disk() {
     changed.set_len(BYTES / 2).unwrap();
     changed.set_len(BYTES).unwrap();
     differing("a cut end", std::slice::from_ref(&(BYTES / 2..BYTES)));
-    fallocate(&changed, FallocateFlags::COLLAPSE_RANGE, 30 * page, page).unwrap();
-    differing("a range taken out", std::slice::from_ref(&(30 * page..BYTES / 2)));
+    // Not every file system can.
+    if fallocate(&changed, FallocateFlags::COLLAPSE_RANGE, 30 * page, page).is_ok() {
+        differing("a range taken out", std::slice::from_ref(&(30 * page..BYTES / 2)));
+    }
+}
+
+#[test]
+fn a_large_file_is_written_back_in_pieces() {
+    let Some((mut watch, _, directory)) = watch_or_skip() else { return };
+    let sparse = File::create(directory.path().join("sparse")).unwrap();
+    for (size, wanted) in [(1 << 20, 0), (256 << 20, 0), (1 << 30, 3)] {
+        sparse.set_len(size).unwrap();
+        let mut asked = 0;
+        let alive = &mut || {
+            asked += 1;
+            true
+        };
+        watch.write_back(&sparse, size, alive).unwrap();
+        assert_eq!(asked, wanted, "{size}");
+    }
 }
 
 #[test]
@@ -191,7 +218,9 @@ fn what_is_told_too_fast_is_unknown_once() {
         sparse.write_all_at(b"x", page * 1000 * PAGE as u64).unwrap();
     }
     watch.take().unwrap();
+    assert!(watch.has_written(id));
     assert_eq!(watch.written(id), Written::Unknown);
+    assert!(!watch.has_written(id));
     sparse.write_all_at(b"x", 17 * PAGE as u64).unwrap();
     watch.take().unwrap();
     let written = watch.written(id);

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::os::fd::AsRawFd;
 
 use nix::libc;
@@ -58,13 +59,19 @@ pub(crate) fn extents(file: &File, start: u64) -> io::Result<Vec<RawExtent>> {
     Ok(request.extents[..(request.mapped as usize).min(EXTENTS)].to_vec())
 }
 
-/// Writes the file's changed pages to the disk and waits for it: every page that was dirty when this began has been
-/// clean in between. The disk may still have them in its own cache.
-pub(crate) fn write_back(file: &File) -> io::Result<()> {
+/// Writes changed pages within `bytes` to the disk and waits for it: every page there that was dirty when this began has
+/// been clean in between. The disk may still have them in its own cache.
+pub(crate) fn write_back(file: &File, bytes: Range<u64>) -> io::Result<()> {
     // With all three the kernel waits for pages that are on their way already, and writes them once more.
     let how = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let (start, length) = (i64::try_from(bytes.start), i64::try_from(bytes.end.saturating_sub(bytes.start)));
+    let (Ok(start), Ok(length)) = (start, length) else { return Err(io::ErrorKind::InvalidInput.into()) };
+    // To the kernel a length of zero is all there is.
+    if length == 0 {
+        return Ok(());
+    }
     // SAFETY: no addresses.
-    if unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, how) } < 0 {
+    if unsafe { libc::sync_file_range(file.as_raw_fd(), start, length, how) } < 0 {
         return Err(io::Error::last_os_error());
     }
     Ok(())

@@ -36,6 +36,8 @@ pub use extents::Extents;
 pub const MAX_WATCHED_FILES: u32 = 16 << 10;
 /// Room for records between two looks: 700,000 pages, or as many larger pieces.
 const RING_BYTES: u32 = 16 << 20;
+/// What is written back in one go, in bytes: even a disk of 10 MB/s needs no more than half a minute for it.
+const WRITE_BACK_BYTES: usize = 256 << 20;
 /// A folio is no larger than 2^this pages.
 const MAX_ORDER: u32 = 20;
 /// Spans of one file that are kept before they are put in order and joined.
@@ -84,9 +86,9 @@ struct Told {
     spans: Vec<Range<u64>>,
     /// How many of them are in order and joined.
     joined: usize,
-    /// Told since the last look, and not said yet.
+    /// Something else happened since this was last asked for.
     unknown: bool,
-    /// Somebody goes past the page cache: nothing is known of it any more.
+    /// Somebody goes past the page cache, or did: what is told of it says nothing any more.
     direct: bool,
     key: Vec<u8>,
 }
@@ -141,7 +143,7 @@ impl FileWatch {
             file.write_all_at(&page, at).map_err(failed)?;
             self.take()?;
             told &= self.written(id) == Written::Parts(std::iter::once(at..at + page_size()).collect());
-            self.write_back(&file).map_err(failed)?;
+            self.write_back(&file, 2 * page_size(), &mut || true).map_err(failed)?;
         }
         self.forget(id);
         if told { Ok(place) } else { Err(unfit("the kernel does not tell what is written there")) }
@@ -188,7 +190,7 @@ impl FileWatch {
             };
             let Some(told) = all.get_mut(slot as usize) else { return };
             if order > MAX_ORDER {
-                told.direct = true;
+                (told.unknown, told.direct) = (true, true);
                 return;
             }
             told.add(page..page.saturating_add(1 << order));
@@ -211,7 +213,7 @@ impl FileWatch {
 
     /// Whether anything of the file has been told since it was last asked for.
     pub fn has_written(&self, id: FileId) -> bool {
-        self.told.get(id.0 as usize).is_some_and(|told| !told.spans.is_empty() || told.direct)
+        self.told.get(id.0 as usize).is_some_and(|told| !told.spans.is_empty() || told.unknown)
     }
 
     /// What of a file was told since this was last asked for, of what was taken in.
@@ -220,17 +222,25 @@ impl FileWatch {
         told.join();
         told.joined = 0;
         let spans = std::mem::take(&mut told.spans);
-        if std::mem::take(&mut told.unknown) || told.direct {
+        if std::mem::take(&mut told.unknown) | told.direct {
             return Written::Unknown;
         }
         let page = page_size();
         Written::Parts(spans.into_iter().map(|s| s.start.saturating_mul(page)..s.end.saturating_mul(page)).collect())
     }
 
-    /// Writes the file back and waits: every page of it that was dirty has been clean.
-    pub fn write_back(&mut self, file: &File) -> io::Result<()> {
+    /// Writes the file back up to `size` bytes and waits: every page of it that was dirty has been clean. `alive` is
+    /// called in between, so that nobody takes a slow disk for an end; `false` from it ends this as well.
+    pub fn write_back(&mut self, file: &File, size: u64, alive: &mut dyn FnMut() -> bool) -> io::Result<()> {
         let begun = Instant::now();
-        let result = file::write_back(file);
+        let mut result = Ok(());
+        for start in (0..size).step_by(WRITE_BACK_BYTES) {
+            let end = size.min(start + WRITE_BACK_BYTES as u64);
+            result = file::write_back(file, start..end);
+            if result.is_err() || (end < size && !alive()) {
+                break;
+            }
+        }
         self.written_back += begun.elapsed();
         result
     }

@@ -23,9 +23,18 @@ pub struct Blocks {
     hashes: Vec<u128>,
 }
 
+/// What became of a file.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Nobody has ended it.
+    pub open: bool,
+    pub sent_bytes: u64,
+    pub read_bytes: u64,
+}
+
 impl Blocks {
     /// Sends what `file` has (up to `size` bytes) and the destination has not, by `data`, which ends it with `false`.
-    /// Returns whether it was not ended, and the bytes sent. Only `parts` are looked at, if there are any: whole blocks up
+    /// Only `parts` are looked at, if there are any: whole blocks up
     /// to `size`, outside of which nothing has changed since the last time.
     pub fn send(
         &mut self,
@@ -33,9 +42,9 @@ impl Blocks {
         size: u64,
         parts: Option<&[Range<u64>]>,
         data: &mut dyn FnMut(u64, Vec<u8>) -> bool,
-    ) -> io::Result<(bool, u64)> {
+    ) -> io::Result<Sent> {
         self.hashes.resize(size.div_ceil(BLOCK_BYTES) as usize, EMPTY);
-        let mut pieces = Pieces { data, offset: 0, piece: Vec::new(), sent: 0, open: true };
+        let mut pieces = Pieces { data, offset: 0, piece: Vec::new(), so_far: Sent { open: true, ..Sent::default() } };
         let mut buffer = vec![0; PIECE_BYTES];
         for part in parts.unwrap_or(std::slice::from_ref(&(0..size))) {
             if part.end - part.start < SMALL_PART_BYTES {
@@ -45,7 +54,7 @@ impl Blocks {
             }
         }
         pieces.flush();
-        Ok((pieces.open, pieces.sent))
+        Ok(pieces.so_far)
     }
 
     /// Looks at a part of the file, but not into its holes.
@@ -58,7 +67,7 @@ impl Blocks {
         pieces: &mut Pieces<'_>,
     ) -> io::Result<()> {
         let mut at = part.start;
-        while at < part.end && pieces.open {
+        while at < part.end && pieces.so_far.open {
             let start = match seek(file, SeekFrom::Data(at)) {
                 Ok(start) => (start - start % BLOCK_BYTES).min(part.end),
                 Err(rustix::io::Errno::NXIO) => part.end,
@@ -83,9 +92,10 @@ impl Blocks {
     /// Looks at a part of the file, holes included.
     fn read(&mut self, file: &File, part: Range<u64>, buffer: &mut [u8], pieces: &mut Pieces<'_>) -> io::Result<()> {
         let mut at = part.start;
-        while at < part.end && pieces.open {
+        while at < part.end && pieces.so_far.open {
             let wanted = PIECE_BYTES.min((part.end - at) as usize);
             let n = read_full(file, &mut buffer[..wanted], at)?;
+            pieces.so_far.read_bytes += n as u64;
             if n < wanted {
                 // Cut meanwhile: the next round sees another size.
                 buffer[n..wanted].fill(0);
@@ -126,8 +136,7 @@ struct Pieces<'a> {
     data: &'a mut dyn FnMut(u64, Vec<u8>) -> bool,
     offset: u64,
     piece: Vec<u8>,
-    sent: u64,
-    open: bool,
+    so_far: Sent,
 }
 
 impl Pieces<'_> {
@@ -141,9 +150,9 @@ impl Pieces<'_> {
 
     fn flush(&mut self) {
         let piece = std::mem::take(&mut self.piece);
-        if !piece.is_empty() && self.open {
-            self.sent += piece.len() as u64;
-            self.open = (self.data)(self.offset, piece);
+        if !piece.is_empty() && self.so_far.open {
+            self.so_far.sent_bytes += piece.len() as u64;
+            self.so_far.open = (self.data)(self.offset, piece);
         }
     }
 }
@@ -183,13 +192,13 @@ mod tests {
                 copy[at as usize..][..bytes.len()].copy_from_slice(&bytes);
                 true
             };
-            assert!(blocks.send(&file, size, None, &mut take).unwrap().0);
+            assert!(blocks.send(&file, size, None, &mut take).unwrap().open);
             copy.resize(size as usize, 0);
             let mut now = vec![0; size as usize];
             file.read_exact_at(&mut now, 0).unwrap();
             assert!(now == copy, "after {changes:?}");
             // Nothing has changed since.
-            assert_eq!(blocks.send(&file, size, None, &mut |_, _| panic!("sent again")).unwrap(), (true, 0));
+            assert_eq!(blocks.send(&file, size, None, &mut |_, _| panic!("sent again")).unwrap().sent_bytes, 0);
         }
     }
 
@@ -201,9 +210,10 @@ mod tests {
         let mut blocks = Blocks::default();
         // A terabyte of holes would cost books of its own.
         file.set_len(2 << 30).unwrap();
-        assert_eq!(blocks.send(&file, 2 << 30, None, &mut |_, _| true).unwrap(), (true, 3 << 20));
+        let first = blocks.send(&file, 2 << 30, None, &mut |_, _| true).unwrap();
+        assert_eq!((first.sent_bytes, first.read_bytes), (3 << 20, 3 << 20));
         file.write_all_at(b"x", (1 << 30) + 5000).unwrap();
-        assert_eq!(blocks.send(&file, 2 << 30, None, &mut |_, _| true).unwrap(), (true, BLOCK_BYTES));
+        assert_eq!(blocks.send(&file, 2 << 30, None, &mut |_, _| true).unwrap().sent_bytes, BLOCK_BYTES);
     }
 
     proptest! {

@@ -49,21 +49,23 @@ impl<'a> Following<'a> {
     }
 
     /// What of `file` may differ from what was read last, in order; `None`: all of it. It is followed from now on, if it
-    /// can be.
+    /// can be. `alive` is called while the disk takes its time; `false` from it says that nobody waits any more.
     pub(super) fn parts(
         &mut self,
         followed: &mut Option<Followed>,
         place: Option<Place>,
         file: &File,
         meta: &Metadata,
+        alive: &mut dyn FnMut() -> bool,
     ) -> Option<Vec<Range<u64>>> {
         if let Some(known) = followed {
             if known.is(file, meta) {
-                return known.changed(self, file, meta.size());
+                return known.changed(self, file, meta.size(), alive);
             }
             self.watch.forget(known.id);
         }
-        *followed = place.filter(|_| !self.frozen).and_then(|place| Followed::begin(self.watch, place, file, meta));
+        *followed =
+            place.filter(|_| !self.frozen).and_then(|place| Followed::begin(self.watch, place, file, meta, alive));
         None
     }
 }
@@ -81,7 +83,13 @@ pub(super) struct Followed {
 
 impl Followed {
     /// From here on nothing that is written to `file` stays unknown: it is to be read whole after this.
-    fn begin(watch: &mut FileWatch, place: Place, file: &File, meta: &Metadata) -> Option<Self> {
+    fn begin(
+        watch: &mut FileWatch,
+        place: Place,
+        file: &File,
+        meta: &Metadata,
+        alive: &mut dyn FnMut() -> bool,
+    ) -> Option<Self> {
         let born = meta.created().ok()?;
         // Younger than that, a successor with the same number could have the same time.
         let old_enough = born.elapsed().is_ok_and(|age| age > Duration::from_millis(CTIME_GRAIN_MS));
@@ -89,7 +97,7 @@ impl Followed {
             return None;
         }
         let id = watch.watch(file, place).ok()??;
-        let extents = watch.write_back(file).and_then(|()| Extents::of(file));
+        let extents = watch.write_back(file, meta.size(), alive).and_then(|()| Extents::of(file));
         match extents {
             Ok(extents) => Some(Self { id, inode: meta.ino(), born, size: meta.size(), extents }),
             Err(error) => {
@@ -106,11 +114,17 @@ impl Followed {
         inode && meta.created().is_ok_and(|born| born == self.born)
     }
 
-    fn changed(&mut self, following: &mut Following<'_>, file: &File, size: u64) -> Option<Vec<Range<u64>>> {
+    fn changed(
+        &mut self,
+        following: &mut Following<'_>,
+        file: &File,
+        size: u64,
+        alive: &mut dyn FnMut() -> bool,
+    ) -> Option<Vec<Range<u64>>> {
         let written = following.watch.written(self.id);
         let before = std::mem::replace(&mut self.size, size);
         // Clean from here on: what is written after this is told again. Frozen, nothing is.
-        let clean = following.frozen || following.watch.write_back(file).is_ok();
+        let clean = following.frozen || following.watch.write_back(file, size.max(before), alive).is_ok();
         let extents = Extents::of(file).unwrap_or_default();
         // Where the look failed everything that was somewhere is elsewhere.
         let elsewhere = extents.differing(&self.extents);

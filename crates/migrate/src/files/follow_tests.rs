@@ -44,12 +44,6 @@ fn round(pair: &mut Pair, watch: &mut FileWatch, frozen: bool) -> ScanStats {
     stats
 }
 
-/// What this thread has read so far, in bytes.
-fn bytes_read() -> u64 {
-    let io = std::fs::read_to_string("/proc/thread-self/io").unwrap();
-    io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
-}
-
 #[test]
 fn of_a_big_file_only_what_was_written_is_read() {
     let Some((mut pair, mut watch)) = followed_or_skip() else { return };
@@ -65,19 +59,16 @@ fn of_a_big_file_only_what_was_written_is_read() {
         file.write_all_at(&other, 5 << 20).unwrap();
         file.write_all_at(&other, size - 1).unwrap();
         fallocate(&file, change, (20 << 20) + u64::from(frozen) * BLOCK, BLOCK).unwrap();
-        let before = bytes_read();
         let stats = round(&mut pair, &mut watch, frozen);
-        let read = bytes_read() - before;
         // Each at most the largest piece that the kernel keeps in one.
-        assert!(stats.bytes_sent >= 2 * BLOCK && read < 16 << 20, "{stats:?}, {read} bytes read");
+        assert!(stats.bytes_sent >= 2 * BLOCK && stats.bytes_read < 16 << 20, "{stats:?}");
         pair.assert_same();
     }
     // Its times alone are no reason to read it.
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     std::fs::set_permissions(&name, mode).unwrap();
-    let before = bytes_read();
-    assert_eq!(round(&mut pair, &mut watch, true).bytes_sent, 0);
-    assert!(bytes_read() - before < 1 << 20);
+    let stats = round(&mut pair, &mut watch, true);
+    assert!(stats.entries_sent == 1 && stats.bytes_sent == 0 && stats.bytes_read < 1 << 20, "{stats:?}");
     pair.assert_same();
 }
 
@@ -175,8 +166,10 @@ impl Changer {
             }
             7 => fallocate(&file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, at, length).unwrap(),
             8 => fallocate(&file, FallocateFlags::ZERO_RANGE, at, length).unwrap(),
-            // Only in the middle of a file.
-            9 if blocks + 2 * BLOCK < size => fallocate(&file, FallocateFlags::COLLAPSE_RANGE, blocks, BLOCK).unwrap(),
+            // Only in the middle of a file, and not every file system can.
+            9 if blocks + 2 * BLOCK < size => {
+                let _ = fallocate(&file, FallocateFlags::COLLAPSE_RANGE, blocks, BLOCK);
+            }
             10 => {
                 let other = ["a", "b", "c", "d"][self.below(4) as usize];
                 let other = self.root.join(other);

@@ -45,6 +45,8 @@ struct Stamp {
 pub struct ScanStats {
     pub entries_sent: u64,
     pub bytes_sent: u64,
+    /// To find these, of files' data.
+    pub bytes_read: u64,
     pub removed: u64,
 }
 
@@ -255,18 +257,23 @@ impl Scanner {
         let anew = held.is_none();
         if let Some(file) = file {
             let Held { mut blocks, mut followed } = held.unwrap_or_default();
+            let sink = &mut *round.sink;
             let parts = match &mut round.following {
-                Some(following) => following.parts(&mut followed, self.place.flatten(), &file, meta),
+                Some(following) => {
+                    // Data without bytes: nothing but a sign of life.
+                    let alive = &mut || sink.data(0, Vec::new());
+                    following.parts(&mut followed, self.place.flatten(), &file, meta, alive)
+                }
                 None => {
                     followed = None;
                     None
                 }
             };
-            let sink = &mut *round.sink;
             let sent = blocks.send(&file, meta.size(), parts.as_deref(), &mut |offset, bytes| sink.data(offset, bytes));
-            let (open, bytes) = sent.map_err(|source| ScanError::Read { path: full.to_owned(), source })?;
-            round.stats.bytes_sent += bytes;
-            if !open {
+            let sent = sent.map_err(|source| ScanError::Read { path: full.to_owned(), source })?;
+            round.stats.bytes_sent += sent.sent_bytes;
+            round.stats.bytes_read += sent.read_bytes;
+            if !sent.open {
                 return Err(ScanError::Stopped);
             }
             if self.patches {

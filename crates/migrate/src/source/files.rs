@@ -61,6 +61,7 @@ where
             }
             let stats = result.map_err(|source| SendError::Scan { phase, source })?;
             total.bytes_sent += stats.bytes_sent;
+            total.bytes_read += stats.bytes_read;
             total.entries_sent += stats.entries_sent;
             total.removed += stats.removed;
             self.scanners.push(scanner);
@@ -72,7 +73,11 @@ where
     async fn piece(&mut self, piece: Piece) -> Result<(), WireError> {
         match piece {
             Piece::Entry(entry) => self.writer.send_json(Kind::Entry, &entry).await,
-            Piece::Data(payload) => self.writer.send(Kind::Data, &payload).await,
+            Piece::Data(payload) => {
+                self.writer.send(Kind::Data, &payload).await?;
+                // An offset and no data: a sign of life has to leave at once.
+                if payload.len() == size_of::<u64>() { self.writer.flush().await } else { Ok(()) }
+            }
             Piece::Remove(tree, path) => self.writer.send_json(Kind::Remove, &(tree, path)).await,
         }
     }
