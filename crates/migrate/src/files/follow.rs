@@ -3,12 +3,10 @@
 use std::fs::{File, Metadata};
 use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
-use std::time::{Duration, SystemTime};
 
 use godwit_memory::{Extents, FileId, FileWatch, Place, WatchError, Written};
 
 use super::blocks::BLOCK_BYTES;
-use super::scan::CTIME_GRAIN_MS;
 
 /// A smaller file is read whole: that takes no longer than asking what changed in it. In bytes.
 pub const MIN_FOLLOWED_BYTES: u64 = 256 << 10;
@@ -75,10 +73,10 @@ impl<'a> Following<'a> {
 pub(super) struct Followed {
     id: FileId,
     inode: u64,
-    /// Numbers of inodes are used again.
-    born: SystemTime,
     size: u64,
     extents: Extents,
+    /// It was written back before it was read. Where that failed pages are dirty still, and not told again.
+    clean: bool,
 }
 
 impl Followed {
@@ -90,16 +88,13 @@ impl Followed {
         meta: &Metadata,
         alive: &mut dyn FnMut() -> bool,
     ) -> Option<Self> {
-        let born = meta.created().ok()?;
-        // Younger than that, a successor with the same number could have the same time.
-        let old_enough = born.elapsed().is_ok_and(|age| age > Duration::from_millis(CTIME_GRAIN_MS));
-        if meta.size() < MIN_FOLLOWED_BYTES || !old_enough || file.metadata().ok()?.ino() != meta.ino() {
+        if meta.size() < MIN_FOLLOWED_BYTES || file.metadata().ok()?.ino() != meta.ino() {
             return None;
         }
         let id = watch.watch(file, place).ok()??;
         let extents = watch.write_back(file, meta.size(), alive).and_then(|()| Extents::of(file));
         match extents {
-            Ok(extents) => Some(Self { id, inode: meta.ino(), born, size: meta.size(), extents }),
+            Ok(extents) => Some(Self { id, inode: meta.ino(), size: meta.size(), extents, clean: true }),
             Err(error) => {
                 tracing::debug!(inode = meta.ino(), %error, "a file is not followed");
                 watch.forget(id);
@@ -108,10 +103,10 @@ impl Followed {
         }
     }
 
-    /// Whether it is still this one: in the directory, and opened.
+    /// Whether it is still this one: in the directory, and opened. A successor that got the same number has had
+    /// everything in it told as written.
     fn is(&self, file: &File, meta: &Metadata) -> bool {
-        let inode = self.inode == meta.ino() && file.metadata().is_ok_and(|opened| opened.ino() == self.inode);
-        inode && meta.created().is_ok_and(|born| born == self.born)
+        self.inode == meta.ino() && file.metadata().is_ok_and(|opened| opened.ino() == self.inode)
     }
 
     fn changed(
@@ -124,7 +119,8 @@ impl Followed {
         let written = following.watch.written(self.id);
         let before = std::mem::replace(&mut self.size, size);
         // Clean from here on: what is written after this is told again. Frozen, nothing is.
-        let clean = following.frozen || following.watch.write_back(file, size.max(before), alive).is_ok();
+        let now = following.frozen || following.watch.write_back(file, size.max(before), alive).is_ok();
+        let clean = std::mem::replace(&mut self.clean, now) && now;
         let extents = Extents::of(file).unwrap_or_default();
         // Where the look failed everything that was somewhere is elsewhere.
         let elsewhere = extents.differing(&self.extents);

@@ -189,9 +189,9 @@ impl Changer {
             13 => {
                 let flags = OFlags::DIRECT.bits().cast_signed();
                 let direct = OpenOptions::new().write(true).custom_flags(flags).open(&path).unwrap();
-                let mut room = vec![value; 3 * BLOCK as usize];
+                let room = vec![value; 3 * BLOCK as usize];
                 let aligned = room.as_ptr().align_offset(BLOCK as usize);
-                direct.write_all_at(&mut room[aligned..][..BLOCK as usize], blocks).unwrap();
+                direct.write_all_at(&room[aligned..][..BLOCK as usize], blocks).unwrap();
             }
             14 => {
                 // A modification time that was before.
