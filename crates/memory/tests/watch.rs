@@ -90,10 +90,17 @@ fn what_is_written_after_the_file_was_written_back_is_told_once() {
     watch.take().unwrap();
     assert_eq!(watch.written(id), pages(std::slice::from_ref(&(0..1))));
     write_back(&mut watch, &one);
-    watch.forget(id);
+    // Under another number: the first one says that it knows nothing any more.
+    let again = watch.watch(&one, place).unwrap().unwrap();
+    assert!(!watch.is_watched(id) && watch.is_watched(again));
     one.write_all_at(b"z", 0).unwrap();
     watch.take().unwrap();
-    assert!(!watch.has_written(id));
+    assert!(watch.has_written(id) && watch.has_written(again));
+    assert_eq!(watch.written(id), Written::Unknown);
+    watch.forget(id);
+    assert!(watch.is_watched(again));
+    watch.forget(again);
+    assert!(!watch.is_watched(again));
 }
 
 #[test]

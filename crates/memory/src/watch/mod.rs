@@ -14,6 +14,7 @@
 mod extents;
 mod program;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io;
 use std::ops::Range;
@@ -43,7 +44,8 @@ const MAX_ORDER: u32 = 20;
 /// Spans of one file that are kept before they are put in order and joined.
 const MANY_SPANS: usize = 4096;
 /// File systems whose ways of changing a file were looked at: ext4, xfs, btrfs.
-const KNOWN: [i64; 3] = [0xef53, 0x5846_5342, 0x9123_683e];
+const KNOWN: [i64; 3] = [EXT4, 0x5846_5342, 0x9123_683e];
+const EXT4: i64 = 0xef53;
 const STATX_ATTR_DAX: u64 = 0x20_0000;
 
 #[derive(Debug, Error)]
@@ -102,6 +104,8 @@ pub struct FileWatch {
     lost: Map,
     lost_before: u64,
     told: Vec<Told>,
+    /// The slot of each inode, as `files` has it.
+    slots: HashMap<Vec<u8>, u32>,
     /// What writing back has taken so far, waiting for the disk included.
     pub written_back: Duration,
     _links: Vec<Link>,
@@ -119,8 +123,8 @@ impl FileWatch {
         let ring = Ring::create("godwit_written", ring_bytes)?;
         let lost = Map::create(MapKind::Array, "godwit_lost", 4, 8, 1)?;
         let links = program::attach(&program::Tables { files: &files, ring: &ring, lost: &lost })?;
-        let (told, written_back) = (Vec::new(), Duration::ZERO);
-        Ok(Self { files, ring, lost, lost_before: 0, told, written_back, _links: links })
+        let (told, slots, written_back) = (Vec::new(), HashMap::new(), Duration::ZERO);
+        Ok(Self { files, ring, lost, lost_before: 0, told, slots, written_back, _links: links })
     }
 
     /// Whether files in this directory can be watched: tried with a file without a name.
@@ -132,10 +136,13 @@ impl FileWatch {
         if !KNOWN.contains(&kind) {
             return Err(unfit("its file system is none whose writes are all told"));
         }
+        let device = kernel_device(directory).map_err(failed)?;
+        if kind == EXT4 && !journals_metadata_only(device).map_err(failed)? {
+            return Err(unfit("its file system writes content to its journal first"));
+        }
         let flags = OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC;
         let file = File::from(rustix::fs::open(directory, flags, Mode::RUSR).map_err(|e| failed(e.into()))?);
-        let place =
-            Place { kernel: kernel_device(directory).map_err(failed)?, stat: file.metadata().map_err(failed)?.dev() };
+        let place = Place { kernel: device, stat: file.metadata().map_err(failed)?.dev() };
         let id = self.watch(&file, place).map_err(failed)?.ok_or_else(|| unfit("a new file there is not watched"))?;
         let page = vec![1; page_size() as usize];
         let mut told = true;
@@ -150,7 +157,7 @@ impl FileWatch {
     }
 
     /// Watches a file from now on; `None` if it cannot be: on another file system, of a kind that goes other ways, or
-    /// one too many.
+    /// one too many. Whoever watched it under an earlier number does so no longer: [`FileWatch::is_watched`].
     pub fn watch(&mut self, file: &File, place: Place) -> io::Result<Option<FileId>> {
         let flags = StatxFlags::BASIC_STATS;
         let stat = rustix::fs::statx(file, c"", AtFlags::EMPTY_PATH, flags)?;
@@ -166,6 +173,7 @@ impl FileWatch {
         if self.files.put(&key, &slot.to_ne_bytes()).is_err() {
             return Ok(None);
         }
+        self.slots.insert(key.clone(), slot);
         self.told.push(Told { key, ..Told::default() });
         Ok(Some(FileId(slot)))
     }
@@ -175,10 +183,16 @@ impl FileWatch {
         let Some(told) = self.told.get_mut(id.0 as usize) else { return };
         let told = std::mem::take(told);
         // Its inode may be watched anew under another number.
-        if self.files.get(&told.key).is_ok_and(|slot| slot.as_deref() == Some(&id.0.to_ne_bytes()[..])) {
+        if self.slots.get(&told.key) == Some(&id.0) {
+            self.slots.remove(&told.key);
             // What comes after would be told of nobody.
             let _ = self.files.remove(&told.key);
         }
+    }
+
+    /// Whether what is written to the file is still told under this number.
+    pub fn is_watched(&self, id: FileId) -> bool {
+        self.told.get(id.0 as usize).is_some_and(|told| self.slots.get(&told.key) == Some(&id.0))
     }
 
     /// Takes in what was told up to now.
@@ -211,9 +225,10 @@ impl FileWatch {
         let _ = membarrier(MembarrierCommand::Global);
     }
 
-    /// Whether anything of the file has been told since it was last asked for.
+    /// Whether anything of the file has been told since it was last asked for, or could have been under another number.
     pub fn has_written(&self, id: FileId) -> bool {
-        self.told.get(id.0 as usize).is_some_and(|told| !told.spans.is_empty() || told.unknown)
+        let told = self.told.get(id.0 as usize);
+        told.is_some_and(|told| !told.spans.is_empty() || told.unknown) || !self.is_watched(id)
     }
 
     /// What of a file was told since this was last asked for, of what was taken in.
@@ -222,7 +237,8 @@ impl FileWatch {
         told.join();
         told.joined = 0;
         let spans = std::mem::take(&mut told.spans);
-        if std::mem::take(&mut told.unknown) | told.direct {
+        let unknown = std::mem::take(&mut told.unknown) | told.direct;
+        if unknown || !self.is_watched(id) {
             return Written::Unknown;
         }
         let page = page_size();
@@ -277,6 +293,15 @@ fn word(bytes: &[u8], at: usize) -> Option<u64> {
 
 fn half(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b))
+}
+
+/// Whether an ext4 is not mounted with data=journal, whose pages are dirty and clean at times of their own. The list of mounts does not say
+/// so where that is the file system's own default.
+fn journals_metadata_only(device: u32) -> io::Result<bool> {
+    let link = std::fs::read_link(format!("/sys/dev/block/{}:{}", device >> 20, device & 0xf_ffff))?;
+    let name = link.file_name().unwrap_or_default();
+    let options = std::fs::read_to_string(Path::new("/proc/fs/ext4").join(name).join("options"))?;
+    Ok(!options.lines().any(|option| option == "data=journal"))
 }
 
 /// The device of a file system as the kernel has it, which stat does not say of btrfs: from the list of mounts.

@@ -57,7 +57,7 @@ impl<'a> Following<'a> {
         alive: &mut dyn FnMut() -> bool,
     ) -> Option<Vec<Range<u64>>> {
         if let Some(known) = followed {
-            if known.is(file, meta) {
+            if self.watch.is_watched(known.id) && known.is(file, meta) {
                 return known.changed(self, file, meta.size(), alive);
             }
             self.watch.forget(known.id);

@@ -88,6 +88,57 @@ fn a_successor_with_the_same_name_is_another_file() {
     }
 }
 
+/// Gives two files each other's names as soon as it has been told of the first.
+struct Swapping<'a> {
+    inner: Through<'a>,
+    root: PathBuf,
+    swaps: u32,
+}
+
+fn swap(root: &Path) {
+    for (from, to) in [("a", "x"), ("b", "a"), ("x", "b")] {
+        std::fs::rename(root.join(from), root.join(to)).unwrap();
+    }
+}
+
+impl Sink for Swapping<'_> {
+    fn entry(&mut self, entry: Entry) -> bool {
+        if entry.path == b"a" {
+            swap(&self.root);
+            self.swaps += 1;
+        }
+        self.inner.entry(entry)
+    }
+    fn data(&mut self, offset: u64, bytes: Vec<u8>) -> bool {
+        self.inner.data(offset, bytes)
+    }
+    fn remove(&mut self, tree: &str, path: Vec<u8>) -> bool {
+        self.inner.remove(tree, path)
+    }
+}
+
+/// One round sees the same file under two names; what is written to it afterwards is told once only.
+#[test]
+fn a_file_that_changes_its_name_in_the_middle_of_a_round_is_followed() {
+    let Some((mut pair, mut watch)) = followed_or_skip() else { return };
+    let root = pair.from.path().to_owned();
+    for name in ["a", "b"] {
+        std::fs::write(root.join(name), name.repeat(1 << 20)).unwrap();
+    }
+    settle();
+    round(&mut pair, &mut watch, false);
+    let write = |at| File::options().write(true).open(root.join("a")).unwrap().write_all_at(b"x", at).unwrap();
+    write(1000);
+    let following = Following::begin(&mut watch, false).unwrap();
+    let mut sink = Swapping { inner: Through(&mut pair.writer), root: root.clone(), swaps: 0 };
+    pair.scanner.round(&HashSet::new(), Some(following), &mut sink).unwrap();
+    assert_eq!(sink.swaps, 1);
+    swap(&root);
+    write(500_000);
+    round(&mut pair, &mut watch, true);
+    pair.assert_same();
+}
+
 /// Writes bytes through a mapping that stays: `offset value` in, an empty line out.
 const MAPPED_WRITER: &str = "import mmap,sys
 f=open(sys.argv[1],'r+b');m=mmap.mmap(f.fileno(),0)
