@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use common::{root_or_skip, victim_path};
 use godwit_memory::{
-    Content, FillReport, Filler, FillerProcess, Key, ObjectKind, PageFilter, PageReader, PageSet, PageStore, Round,
-    SharedReport, SharedUse, Target, Tracker,
+    Content, FillReport, Filler, FillerProcess, Key, MappingFlags, ObjectKind, PageFilter, PageReader, PageSet,
+    PageStore, Round, SharedReport, SharedUse, Target, Tracker,
 };
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -332,6 +332,7 @@ fn carried_past_criu(private_mib: usize, shared_mib: usize, place: &Place) -> Fi
     let began = Instant::now();
     let last = tracker.round(&world.pids(), Target::Frozen).unwrap();
     eprintln!("round alone {:?}", began.elapsed());
+    let served = serve_flags(&world, &filter);
     filter.leave_out(&last).unwrap();
     let last_round = began.elapsed();
     let began = Instant::now();
@@ -339,6 +340,7 @@ fn carried_past_criu(private_mib: usize, shared_mib: usize, place: &Place) -> Fi
     let last_copy = began.elapsed();
     let before = world.report();
     let dump = dump(&world, &filter);
+    assert!(served.iter().all(|path| !path.exists()), "criu has read smaps of the kernel: {served:?}");
     drop(tracker);
     // Their numbers must be free again.
     world.signal_all(Signal::SIGKILL);
@@ -389,6 +391,19 @@ fn carried_past_criu(private_mib: usize, shared_mib: usize, place: &Place) -> Fi
         fill,
         longest_access_us,
     }
+}
+
+/// Flags of mappings in smaps' place; the files that criu is to read, and take away.
+fn serve_flags(world: &World, filter: &PageFilter) -> Vec<PathBuf> {
+    let flags = MappingFlags::learn().inspect_err(|error| eprintln!("criu reads smaps: {error}"));
+    let Ok(flags) = flags else { return Vec::new() };
+    let serve = |pid: i32| {
+        filter.serve_smaps(pid, &flags.smaps(pid).unwrap()).unwrap();
+        let path = world.path(&format!("leave-out.list.{pid}"));
+        assert!(path.exists(), "{}", path.display());
+        path
+    };
+    world.pids().into_iter().map(serve).collect()
 }
 
 fn stopped(pid: i32) -> bool {
