@@ -105,21 +105,6 @@ impl Scanner {
         Ok(())
     }
 
-    /// Adds what is not write-protected in `range` to `found`: pages that were written, and places where none is. For
-    /// this question alone the kernel looks at nothing but that mark, several times as fast as at anything else.
-    pub(crate) fn scan_unprotected(
-        &mut self,
-        pagemap: &impl AsFd,
-        range: PageRange,
-        found: &mut PageSet,
-    ) -> io::Result<()> {
-        let wanted = Wanted { with: WRITTEN, any: 0, without: 0 };
-        for region in self.regions(pagemap, range, wanted, CHECK_WPASYNC, WRITTEN)? {
-            found.push(PageRange { start: region.start, end: region.end });
-        }
-        Ok(())
-    }
-
     /// What the kernel tells, in order; a part of it twice.
     fn regions(
         &mut self,

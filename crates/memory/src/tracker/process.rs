@@ -56,17 +56,9 @@ pub(super) enum SharedWrites {
     Unknown,
 }
 
-/// The first kernel that does not take a bit of a page's place in the swap for its mark of write protection (fixed by
-/// "fs/proc/task_mmu: fix uffd-wp confusion in pagemap_scan_pmd_entry()"; older ones may have it, too).
-const MARKS_ARE_RIGHT: (u32, u32) = (6, 10);
-/// Parts of a mapping that are looked at one by one; beyond that one look at all of it is faster.
-const MAX_LOOKS: usize = 1024;
-
 /// Which pages hold something: not those of the shared page of zeroes.
 pub(super) struct Present {
     wanted: Wanted,
-    /// Whether the quick question for written pages is answered right, see [`MARKS_ARE_RIGHT`].
-    marks_are_right: bool,
 }
 
 impl Present {
@@ -78,12 +70,11 @@ impl Present {
         let with_guards = Wanted { with: 0, any, without: pagemap::ZERO | pagemap::GUARD };
         let without_guards = Wanted { with: 0, any, without: pagemap::ZERO };
         let mut found = PageSet::default();
-        let marks_are_right = kernel().is_some_and(|version| version >= MARKS_ARE_RIGHT);
         if Scanner::new().scan(&own, range, with_guards, 0, &mut found).is_ok() {
-            return Ok(Self { wanted: with_guards, marks_are_right });
+            return Ok(Self { wanted: with_guards });
         }
         Scanner::new().scan(&own, range, without_guards, 0, &mut found)?;
-        Ok(Self { wanted: without_guards, marks_are_right })
+        Ok(Self { wanted: without_guards })
     }
 
     fn written(&self) -> Wanted {
@@ -155,11 +146,11 @@ impl Process {
         present: &Present,
         target: Target,
     ) -> Result<Changes, TrackError> {
-        let (mut dirty, mut there, mut kept) = (PageSet::default(), PageSet::default(), PageSet::default());
+        let (mut dirty, mut there) = (PageSet::default(), PageSet::default());
         for range in private {
             if target == Target::Frozen
                 && self.watched.is_some()
-                && self.frozen(*range, scanner, present, &mut there, &mut dirty, &mut kept).is_ok()
+                && self.frozen(*range, scanner, present, &mut there, &mut dirty).is_ok()
             {
                 continue;
             }
@@ -167,16 +158,14 @@ impl Process {
             self.scan(*range, scanner, present.wanted, 0, &mut there)
                 .map_err(|source| TrackError::Process { pid: self.pid, source })?;
         }
-        // What was sent and is protected still is there as it was.
-        let there = there.union(&self.sent.intersection(&kept));
         let pages = dirty.intersection(&there);
         let gone = self.sent.difference(&there);
         self.sent = self.sent.intersection(&there).union(&pages);
         Ok(Changes { pages, gone })
     }
 
-    /// The look at a private mapping of a process that stands still; an error where it is not tracked, with nothing
-    /// told. `there` and `dirty` get what was written, `kept` the rest: where nothing has changed.
+    /// The look at a private mapping of a process that stands still, in one walk; an error where it is not tracked, with
+    /// nothing told.
     fn frozen(
         &self,
         range: PageRange,
@@ -184,24 +173,12 @@ impl Process {
         present: &Present,
         there: &mut PageSet,
         dirty: &mut PageSet,
-        kept: &mut PageSet,
     ) -> io::Result<()> {
-        let (mut open, mut found, mut written) = (PageSet::default(), PageSet::default(), PageSet::default());
-        if present.marks_are_right {
-            scanner.scan_unprotected(&self.pagemap, range, &mut open)?;
-        } else {
-            open.push(range);
-        }
-        if open.ranges().len() > MAX_LOOKS {
-            open = [range].into_iter().collect();
-        }
-        for part in open.ranges() {
-            let flags = pagemap::CHECK_WPASYNC;
-            scanner.scan_written(&self.pagemap, *part, present.wanted, flags, &mut found, &mut written)?;
-        }
+        let (mut found, mut written) = (PageSet::default(), PageSet::default());
+        let flags = pagemap::CHECK_WPASYNC;
+        scanner.scan_written(&self.pagemap, range, present.wanted, flags, &mut found, &mut written)?;
         found.ranges().iter().for_each(|r| there.push(*r));
         written.ranges().iter().for_each(|r| dirty.push(*r));
-        [range].into_iter().collect::<PageSet>().difference(&open).ranges().iter().for_each(|r| kept.push(*r));
         Ok(())
     }
 
@@ -316,13 +293,6 @@ fn status(pid: i32) -> Option<Status> {
         locked: field("VmLck:").is_some_and(|v| v != "0 kB"),
         shadow_stacks: field("x86_Thread_features:").is_some_and(|v| v.contains("shstk")),
     })
-}
-
-/// The running kernel's version, by uname(2).
-fn kernel() -> Option<(u32, u32)> {
-    let uname = rustix::system::uname();
-    let mut numbers = uname.release().to_str().ok()?.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
 }
 
 /// Whether an error of the operating system says that a process is gone.
