@@ -118,7 +118,7 @@ async fn every_method_asks_for_its_route() {
     let to = godwit_api::types::MigrateRequest { to: Some(HostName::new("h2").unwrap()), ..Default::default() };
     asks!(
         client.migrate(&name(), &to),
-        r#"POST /v1/containers/shop/db-1/migrate {"to":"h2","options":{"mode":"auto","max_downtime_ms":null,"deadline_ms":null,"bandwidth":null,"compression":"auto","never_slow":false}}"#
+        r#"POST /v1/containers/shop/db-1/migrate {"to":"h2","options":{"mode":"auto","max_downtime_ms":null,"deadline_ms":null,"bandwidth":null,"compression":"auto","connections":null,"never_slow":false}}"#
     );
     let manifest = serde_json::from_value(json!({"name": "shop", "layers": {}})).unwrap();
     let apply = godwit_api::types::ApplyRequest { manifest, dry_run: true };
