@@ -103,7 +103,7 @@ pub struct LateWants {
 
 impl LateWants {
     /// Waits for the next one; `None` once the feed or the process that fills is gone.
-    pub fn next(&mut self) -> io::Result<Option<(Key, PageRange)>> {
+    pub fn hear(&mut self) -> io::Result<Option<(Key, PageRange)>> {
         let Some((message, _)) = receive(&self.stream)? else { return Ok(None) };
         let mut from = Reader::new(&message);
         let (key, start) = (read_key(&mut from)?, from.u64()?);
@@ -299,7 +299,7 @@ mod tests {
         let (awaited, mut feed, store) = awaiting(&[range(0, 4), range(8, 9)]);
         let mut wants = feed.wants().unwrap();
         awaited.want(KEY, range(8, 9).start).unwrap();
-        assert_eq!(wants.next().unwrap(), Some((KEY, range(8, 9))));
+        assert_eq!(wants.hear().unwrap(), Some((KEY, range(8, 9))));
         let page = vec![3; page_size() as usize];
         feed.pages(KEY, &[(range(8, 9), &page), (range(1, 2), &page)]).unwrap();
         feed.zeroes(KEY, &[range(0, 1), range(2, 4)]).unwrap();
@@ -330,7 +330,7 @@ mod tests {
             drop(feed);
             awaited.receive(&store, &wake);
             assert!(awaited.is_over().is_err());
-            assert_eq!(wants.next().unwrap(), None);
+            assert_eq!(wants.hear().unwrap(), None);
         }
     }
 }

@@ -56,7 +56,7 @@ fn whoever_needs_what_has_not_come_waits_for_it() {
     filler.restored(Vec::new()).unwrap();
     assert_eq!(held.ask("finish"), "finished");
     held.tell("read 3000");
-    assert_eq!(wants.next().unwrap(), Some((KEY, range(3000, 3001))));
+    assert_eq!(wants.hear().unwrap(), Some((KEY, range(3000, 3001))));
     // What is here is put in behind it, and the rest is waited for.
     let here = (0..PAGES).filter(|n| !late(*n)).count() * PAGE;
     let filled = || filler.progress().unwrap().filled_bytes;

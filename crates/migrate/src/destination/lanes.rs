@@ -85,7 +85,9 @@ async fn lane<R: AsyncRead + Unpin>(
                     return error;
                 }
             }
-            Kind::Barrier => drop(meet.wait().await),
+            Kind::Barrier => {
+                meet.wait().await;
+            }
             got => return WireError::Unexpected { got, wanted: "memory" }.into(),
         }
     }

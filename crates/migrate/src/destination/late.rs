@@ -93,7 +93,7 @@ where
     let mut wants = feed.wants().map_err(ReceiveError::Late)?;
     let (tell, mut wanted) = mpsc::channel(QUEUE_WANTS);
     let hear = move || {
-        while let Ok(Some(want)) = wants.next() {
+        while let Ok(Some(want)) = wants.hear() {
             if tell.blocking_send(want).is_err() {
                 return;
             }
