@@ -7,6 +7,7 @@ client lost a byte, an answer or its connection.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -94,7 +95,8 @@ def turn(ours, other, controller_too):
 def main():
     if len(sys.argv) != 3:
         sys.exit("usage: ./dev compat OTHER_BINARY")
-    ours, other = sys.argv[1:]
+    # What runs on the lab's nodes is started in another directory.
+    ours, other = (os.path.abspath(path) for path in sys.argv[1:])
     for binary in (ours, other):
         print(binary, run(binary, "--version").strip())
     for controller_too in (False, True):
