@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use godwit_api::types::ErrorBody;
 use godwit_container::keeper::protocol::Request;
+use godwit_container::keeper::spawn::end_leftovers;
 use godwit_container::{Cgroup, RootFs};
 use godwit_model::{ContainerId, ContainerName};
 
 use crate::host::{Host, locked};
 use crate::keeper::Keeper;
+use crate::translate;
 
 use super::make::{blocking, chain, container_dir, volumes_dir};
 
@@ -31,7 +33,9 @@ pub async fn stop_everything(host: &Arc<Host>, id: &ContainerId) -> Vec<String> 
     }
     let path = format!("{}/{id}", host.config.cgroup_parent.trim_end_matches('/'));
     let at = dir.clone();
+    let keepers = translate::keeper_cgroup(&host.config);
     let rest = blocking(move || {
+        end_leftovers(&at, &Cgroup::open(&keepers).map_err(chain)?).map_err(chain)?;
         let cgroup = Cgroup::open(&path).map_err(chain)?;
         if cgroup.exists() {
             cgroup.kill_all().map_err(chain)?;

@@ -1,12 +1,24 @@
 //! The agent's ways to a keeper: start one, and clear up after one that died.
 
 use std::io;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use super::state::{self, StateError};
 use crate::cgroup::{Cgroup, CgroupError};
 use crate::spec::{LaunchSpec, SpecError};
+
+/// In a keeper's environment, and in that of what it starts on the host: its directory. A container's own processes do
+/// not have it.
+const MARK: &str = "GODWIT_KEEPER";
+/// Looks for processes of a keeper that is gone; each may have made others before it was ended.
+const MAX_LOOKS: usize = 8;
+/// A killed process is gone within this time, in seconds.
+const END_TIMEOUT_S: i64 = 5;
 
 #[derive(Debug, thiserror::Error)]
 pub enum SpawnError {
@@ -26,6 +38,7 @@ pub fn spawn(binary: &Path, dir: &Path, spec: &LaunchSpec) -> Result<(), SpawnEr
         .arg("keeper")
         .arg("--dir")
         .arg(dir)
+        .env(MARK, dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -68,4 +81,37 @@ pub fn clear_after_keeper(dir: &Path) -> Result<(), ClearError> {
         Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ClearError::Remove { path, source }),
         _ => Ok(()),
     }
+}
+
+/// Ends what a keeper that is gone has left among `keepers`, the cgroup that all keepers of a host share: a criu that was
+/// killed in the middle of a restore leaves helpers and half-made processes, which wait for it. The keeper itself, if it
+/// is still ending, is left alone.
+///
+/// Errors: the cgroup cannot be read; processes are left after some looks.
+pub fn end_leftovers(dir: &Path, keepers: &Cgroup) -> Result<(), CgroupError> {
+    let mark = [MARK.as_bytes(), b"=", dir.as_os_str().as_bytes()].concat();
+    let keeper = state::read_state(dir).ok().flatten().map(|state| state.keeper_pid);
+    let is_left = |pid: u32| {
+        let environment = std::fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        Some(pid) != keeper && environment.split(|byte| *byte == 0).any(|variable| variable == mark)
+    };
+    for _ in 0..MAX_LOOKS {
+        let open =
+            |pid: u32| pidfd_open(Pid::from_raw(pid.cast_signed())?, PidfdFlags::empty()).ok().map(|fd| (pid, fd));
+        let left: Vec<_> = keepers.pids()?.into_iter().filter(|pid| is_left(*pid)).filter_map(open).collect();
+        // Again, now that the number cannot become another's.
+        let left: Vec<_> = left.into_iter().filter(|(pid, _)| is_left(*pid)).collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        for (_, pidfd) in &left {
+            let _ = pidfd_send_signal(pidfd, Signal::KILL);
+        }
+        for (_, pidfd) in &left {
+            let limit = Timespec { tv_sec: END_TIMEOUT_S, tv_nsec: 0 };
+            let _ = poll(&mut [PollFd::new(pidfd, PollFlags::IN)], Some(&limit));
+        }
+    }
+    let timeout_ms = END_TIMEOUT_S.unsigned_abs() * 1000;
+    Err(CgroupError::Timeout { path: keepers.path().to_owned(), wanted: "without what a keeper left", timeout_ms })
 }
