@@ -41,11 +41,23 @@ pub(crate) fn down(paths: &LabPaths) -> Result<(), DownError> {
             break;
         }
     }
+    problems.extend(put_back_grace_periods(paths));
     // Copies of the lab's mounts that other mount namespaces hold go with the files and
     // directories they are mounted on (the kernel detaches them there on unlink and rmdir).
     problems.extend(remove_tree(&paths.run()));
     problems.extend(remove_tree(&paths.state()));
     if problems.is_empty() { Ok(()) } else { Err(DownError { name: paths.name().to_string(), problems }) }
+}
+
+/// What an agent that was killed in the middle of a move has set for the whole machine, and noted in its directory: no
+/// agent of this lab comes after it to put it back.
+fn put_back_grace_periods(paths: &LabPaths) -> Option<String> {
+    let marks = (1..=MAX_HOSTS).map(|host| paths.host_state(Node::Host(host)).join("agent/rcu-expedited"));
+    let left: Vec<_> = marks.filter(|mark| mark.exists()).collect();
+    if left.is_empty() {
+        return None;
+    }
+    fs::write("/sys/kernel/rcu_expedited", "0").err().map(|e| format!("/sys/kernel/rcu_expedited stays at 1: {e}"))
 }
 
 /// Everything of the lab that exists: processes, mounts in any mount namespace that a process

@@ -181,5 +181,14 @@ fn a_lab_is_removed_after_kill_9_of_everything() {
     for host in 1..=2 {
         world.lab.kill_agent(host).unwrap();
     }
+    // As if one had been killed while something stood still.
+    let switch = "/sys/kernel/rcu_expedited";
+    let off = std::fs::read_to_string(switch).is_ok_and(|now| now.trim() == "0");
+    if off {
+        std::fs::write(world.lab.paths().host_state(godwit_lab::Node::Host(1)).join("agent/rcu-expedited"), "")
+            .unwrap();
+        std::fs::write(switch, "1").unwrap();
+    }
     world.down();
+    assert!(!off || std::fs::read_to_string(switch).unwrap().trim() == "0", "{switch} was left at 1");
 }
