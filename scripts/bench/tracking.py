@@ -21,7 +21,7 @@ from lab import CLIENT, ENTRANCE, Lab
 from workload import Failed, wait_until
 
 LAB = "godwit-tracking"
-WINDOW_S, EVERY_MS = 4, 100
+WINDOW_S, EVERY_MS = 8, 100
 KEYS, VALUE_BYTES = 1_000_000, 1_000
 COMPOSE = """name: bench
 services:
@@ -164,23 +164,35 @@ def postgresql(site: Site, turns: int) -> list[dict[str, Any]]:
     tables = "select sum(pg_prewarm(oid)) from pg_class where relname like 'pgbench_%' and relkind in ('r', 'i')"
     site.client(*ask, f"create extension pg_prewarm; {tables}; checkpoint", "shop")
 
+    # One connection for all questions: a new one is a fork, after which shared memory has to be compared.
+    session = subprocess.Popen(
+        [*site.lab.on(CLIENT), str(binaries / "psql"), *at, "-qtA", "shop"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+    )
+    assert session.stdin and session.stdout
+    questions, answers = session.stdin, session.stdout
+
     def count() -> int:
         # Backends hand their counts in once a second at most.
-        return int(site.client(*ask, "select xact_commit from pg_stat_database where datname = 'shop'", "shop"))
+        questions.write("select xact_commit from pg_stat_database where datname = 'shop';\n")
+        questions.flush()
+        return int(answers.readline())
 
     load = site.load(str(binaries / "pgbench"), *at, "-n", "-c", "4", "-j", "1", "-T", "3600", "shop")
     try:
         time.sleep(3)
         return [windows(count, site, site.procs("postgres"), turns, "postgres-1gib-pgbench")]
     finally:
-        load.kill()
-        load.wait()
+        for process in (load, session):
+            process.kill()
+            process.wait()
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="./dev bench tracking", description=__doc__.split("\n")[0])
     parser.add_argument("--report", metavar="FILE", required=True, help="where the figures go, as JSON")
     parser.add_argument("--turns", type=int, default=9, help="tracked windows of each workload")
+    parser.add_argument("--only", choices=("redis", "postgresql"), help="one of the two")
     parser.add_argument("--check-arguments", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.check_arguments:
@@ -195,7 +207,10 @@ def main() -> int:
     site.lab.up(2, "10gbit")
     try:
         site.lab.godwit("env", "apply", "--wait", "-f", "-", input=COMPOSE.format(images=images))
-        results = [*redis(site, given.turns), *postgresql(site, given.turns)]
+        results = []
+        for name, measure in (("redis", redis), ("postgresql", postgresql)):
+            if given.only in (None, name):
+                results += measure(site, given.turns)
     finally:
         site.lab.down()
     load.append(os.getloadavg()[0])

@@ -123,6 +123,28 @@ fn what_is_written_between_two_turns_of_a_scan_is_told() {
     }
 }
 
+#[test]
+fn what_is_written_and_let_go_of_with_its_page_table_is_told() {
+    if !root_or_skip() {
+        return;
+    }
+    let victim = Victim::start(&["tables", "7"]);
+    let (mut tracker, mut model) = (Tracker::new().unwrap(), Model::default());
+    for _ in 0..10 {
+        for _ in 0..5 {
+            let round = tracker.round(&victim.pids(), Target::Running).unwrap();
+            model.take(&tracker, &round);
+            std::thread::sleep(Duration::from_millis(8));
+        }
+        let last = tracker.round(&victim.freeze(), Target::Frozen).unwrap();
+        model.take(&tracker, &last);
+        assert!(model.compare(&last) > 8 * 512, "the program has ended");
+        let [object] = last.objects.as_slice() else { panic!("{} objects", last.objects.len()) };
+        assert!(!object.compared, "nothing was learnt of page tables: its content was compared");
+        victim.thaw();
+    }
+}
+
 /// What a call that goes on with the time it has left, or one that starts its whole time anew, is interrupted for: the
 /// first until it has ended, which it never does if it started anew; the second for less than it waits.
 const UNTIL_IT_ENDS: Duration = Duration::from_secs(10);

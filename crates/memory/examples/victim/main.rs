@@ -8,6 +8,7 @@ mod lazy;
 mod memory;
 mod scatter;
 mod speed;
+mod tables;
 mod tree;
 mod wait;
 
@@ -17,6 +18,7 @@ fn main() {
     match arguments.as_slice() {
         ["churn", seed] => churn::run(seed.parse().unwrap()),
         ["scatter", mib] => scatter::run(mib.parse().unwrap()),
+        ["tables", seed] => tables::run(seed.parse().unwrap()),
         ["wait", kind] => wait::run(kind),
         ["signals"] => wait::count_signals(),
         ["lazy", socket, seed] => lazy::run(socket, seed.parse().unwrap()),

@@ -105,6 +105,23 @@ impl Scanner {
         Ok(())
     }
 
+    /// Adds the pages of `range` that are not write-protected to `found`, empty ones of existing page tables too; what has
+    /// no page table at all is not told. The kernel has a short way for exactly this question: 0.3 ms per GiB, where one
+    /// that is answered with most pages takes 3.
+    pub(crate) fn scan_unprotected(
+        &mut self,
+        pagemap: &impl AsFd,
+        range: PageRange,
+        flags: u64,
+        found: &mut PageSet,
+    ) -> io::Result<()> {
+        let wanted = Wanted { with: WRITTEN, any: 0, without: 0 };
+        for region in self.regions(pagemap, range, wanted, flags, WRITTEN)? {
+            found.push(PageRange { start: region.start, end: region.end });
+        }
+        Ok(())
+    }
+
     /// What the kernel tells, in order; a part of it twice.
     fn regions(
         &mut self,

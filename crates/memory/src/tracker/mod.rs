@@ -211,7 +211,7 @@ impl Tracker {
                 }
             }
         }
-        let result = self.objects.round(&mut round);
+        let result = self.objects.round(&mut round, target);
         if result.is_err() {
             self.processes.clear();
             self.objects = Objects::default();

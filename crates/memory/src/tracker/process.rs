@@ -10,7 +10,7 @@ use super::forks::{ForkWatch, Watched};
 use super::{MAX_MAPPINGS, Target, TrackError};
 use crate::inject::{self, InjectError};
 use crate::maps::{self, Class, Flags, LeftToCriu, Mapping};
-use crate::pages::{PageRange, PageSet};
+use crate::pages::{PageRange, PageSet, page_size};
 use crate::sys::pagemap::{self, Scanner, Wanted};
 use crate::sys::uffd::{FEATURE_EVENT_FORK, FEATURE_WP_ASYNC, Mode};
 
@@ -25,9 +25,15 @@ pub(super) struct Process {
     /// All three stay with the address space they were opened for: afterwards they show nothing.
     maps: File,
     pagemap: File,
-    /// Given out as to be sent, and still there.
+    /// Given out as to be sent, and still there when that was last asked.
     sent: PageSet,
+    /// Pages given out since then.
+    sent_since_look: u64,
 }
+
+/// The part of what was sent, one in so many pages, after which it is asked again what of it is still there: a program that
+/// goes through much memory and gives it back must not leave all of it at the destination.
+const LOOK_AGAIN: u64 = 4;
 
 /// What a look at `/proc/PID/maps` gives.
 pub(super) struct Layout {
@@ -89,7 +95,16 @@ impl Process {
         let maps = open("maps").map_err(|source| TrackError::Process { pid, source })?;
         let pagemap = open("pagemap").map_err(|source| TrackError::Process { pid, source })?;
         let inner_pid = inner_pid(pid).unwrap_or(pid);
-        Ok(Self { pid, inner_pid, incarnation, watched: None, maps, pagemap, sent: PageSet::default() })
+        Ok(Self {
+            pid,
+            inner_pid,
+            incarnation,
+            watched: None,
+            maps,
+            pagemap,
+            sent: PageSet::default(),
+            sent_since_look: 0,
+        })
     }
 
     /// Begins tracking; how long one thread of the process stood still for it.
@@ -139,6 +154,9 @@ impl Process {
 
     /// Which private pages are to be sent, and which of those sent are gone. Write-protects what it tells while the
     /// process runs; of one that stands still it is told the next time, too.
+    ///
+    /// To tell what is there costs the kernel much more than to tell what was written, and only the last look must know
+    /// what is gone: while the process runs, it is asked when a part of [`LOOK_AGAIN`] was sent since.
     pub(super) fn changes(
         &mut self,
         private: &[PageRange],
@@ -146,6 +164,8 @@ impl Process {
         present: &Present,
         target: Target,
     ) -> Result<Changes, TrackError> {
+        let pid = self.pid;
+        let everything = target == Target::Frozen || self.sent_since_look * LOOK_AGAIN >= self.sent.pages();
         let (mut dirty, mut there) = (PageSet::default(), PageSet::default());
         for range in private {
             if target == Target::Frozen
@@ -155,12 +175,17 @@ impl Process {
                 continue;
             }
             self.written(*range, scanner, present, target)?.ranges().iter().for_each(|r| dirty.push(*r));
-            self.scan(*range, scanner, present.wanted, 0, &mut there)
-                .map_err(|source| TrackError::Process { pid: self.pid, source })?;
+            if everything {
+                self.scan(*range, scanner, present.wanted, 0, &mut there)
+                    .map_err(|source| TrackError::Process { pid, source })?;
+            } else {
+                there.push(*range);
+            }
         }
         let pages = dirty.intersection(&there);
         let gone = self.sent.difference(&there);
         self.sent = self.sent.intersection(&there).union(&pages);
+        self.sent_since_look = if everything { 0 } else { self.sent_since_look + pages.pages() };
         Ok(Changes { pages, gone })
     }
 
@@ -186,37 +211,54 @@ impl Process {
     /// while the process runs; of one that stands still they count as written the next time, too.
     ///
     /// Here an empty page table entry says nothing: written memory can be taken out of the page table while its content
-    /// stays (MADV_DONTNEED, swapping). So every entry is write-protected, empty ones by a marker, and what is not
-    /// found protected counts as written.
+    /// stays (MADV_DONTNEED, swapping), the table itself with it. So every entry is write-protected, empty ones by a
+    /// marker, and what is not found protected counts as written.
     pub(super) fn written_to_shared(&self, mapping: &Mapping, scanner: &mut Scanner, target: Target) -> SharedWrites {
         let Some(watched) = &self.watched else { return SharedWrites::Unknown };
         let range = mapping.range;
-        let any = pagemap::PRESENT | pagemap::SWAPPED;
-        let protected = Wanted { with: 0, any, without: pagemap::WRITTEN };
-        let mut clean = PageSet::default();
-        let known = self.scan(range, scanner, protected, pagemap::CHECK_WPASYNC, &mut clean).is_ok();
-        if !known {
-            clean = PageSet::default();
+        let protect = if target == Target::Running { pagemap::WP_MATCHING } else { 0 };
+        let mut written = PageSet::default();
+        let flags = protect | pagemap::CHECK_WPASYNC;
+        if scanner.scan_unprotected(&self.pagemap, range, flags, &mut written).is_err() {
             if watched.uffd.register(range, Mode::WriteProtect).is_err() {
                 return if self.is_read_only(range) { SharedWrites::None } else { SharedWrites::Unknown };
             }
+            return match watched.uffd.write_protect(range) {
+                Ok(()) => SharedWrites::New,
+                Err(_) => SharedWrites::Unknown,
+            };
         }
-        let whole: PageSet = [range].into_iter().collect();
-        if target == Target::Running || !known {
-            let written = Wanted { with: pagemap::WRITTEN, any, without: 0 };
-            let flags = pagemap::WP_MATCHING | pagemap::CHECK_WPASYNC;
-            let mut there = PageSet::default();
-            let empty = self.scan(range, scanner, written, flags, &mut there).map(|()| {
-                // What becomes written from here on is found next time; what was already there is protected now.
-                clean = clean.difference(&there);
-                whole.difference(&clean).difference(&there)
-            });
-            let Ok(empty) = empty else { return SharedWrites::Unknown };
-            if empty.ranges().iter().any(|r| watched.uffd.write_protect(*r).is_err()) {
-                return SharedWrites::Unknown;
+        let Ok(lost) = self.without_table(range, scanner, &written) else { return SharedWrites::Unknown };
+        if target == Target::Running && lost.ranges().iter().any(|r| watched.uffd.write_protect(*r).is_err()) {
+            return SharedWrites::Unknown;
+        }
+        SharedWrites::Pages(written.union(&lost))
+    }
+
+    /// The parts of a tracked mapping that have no page table any more, so that nothing of them is told; also parts whose
+    /// first page was written only now. One page of each part that has nothing in `written` tells.
+    fn without_table(&self, range: PageRange, scanner: &mut Scanner, written: &PageSet) -> io::Result<PageSet> {
+        let any = pagemap::PRESENT | pagemap::SWAPPED;
+        let protected = Wanted { with: 0, any, without: pagemap::WRITTEN };
+        let (page, mut lost) = (page_size(), PageSet::default());
+        // What one page table of the lowest level covers; its entries have 8 bytes.
+        let covered = page * (page / 8);
+        let mut told = written.ranges().iter().peekable();
+        let mut start = range.start;
+        while start < range.end {
+            let end = (start - start % covered + covered).min(range.end);
+            while told.next_if(|r| r.end <= start).is_some() {}
+            if told.peek().is_none_or(|r| r.start >= end) {
+                let mut found = PageSet::default();
+                let first = PageRange { start, end: start + page };
+                scanner.scan(&self.pagemap, first, protected, pagemap::CHECK_WPASYNC, &mut found)?;
+                if found.is_empty() {
+                    lost.push(PageRange { start, end });
+                }
             }
+            start = end;
         }
-        if known { SharedWrites::Pages(whole.difference(&clean)) } else { SharedWrites::New }
+        Ok(lost)
     }
 
     /// Whether a shared mapping is one that can never be written through.
