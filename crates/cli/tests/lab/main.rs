@@ -6,6 +6,7 @@
 mod environments;
 mod faults;
 mod isolation;
+mod many;
 mod movable;
 mod moves;
 mod postcopy;

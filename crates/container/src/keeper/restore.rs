@@ -18,11 +18,16 @@ use super::state::{Phase, unix_ms_now};
 use super::{chain, note};
 use crate::cgroup::Cgroup;
 use crate::mounts;
+use crate::spec::Resources;
 use crate::sys;
 
 // Numbers under which criu finds what it is given.
 const STDOUT_FD: i32 = 12;
 const STDERR_FD: i32 = 13;
+
+/// What a process may take beyond its own while it is restored, in bytes: it begins as a copy of criu, in the container's
+/// cgroup. A thousand processes took more than 4 GiB.
+const BYTES_PER_PROCESS: u64 = 16 << 20;
 
 /// CRIU at work for this container.
 pub struct Restoring {
@@ -90,6 +95,11 @@ impl Keeper {
             cgroups: cgroup_roots(&restoring.cgroup),
             lazy_pages: from.lazy_pages,
         };
+        if let Some(limit) = self.spec.resources.memory_bytes {
+            let more = processes_in(&from.images_dir).saturating_mul(BYTES_PER_PROCESS);
+            let with_room = Resources { memory_bytes: Some(limit.saturating_add(more)), ..self.spec.resources };
+            restoring.cgroup.set(&with_room).map_err(|e| chain(&e))?;
+        }
         restoring.session.request_restore(&options).map_err(|e| chain(&e))?;
         restoring.requested = true;
         Ok(Reply::Done)
@@ -143,6 +153,8 @@ impl Keeper {
         let pidfd =
             pidfd_open(raw, PidfdFlags::empty()).map_err(|e| format!("cannot hold the restored process {pid}: {e}"))?;
         mounts::set_restored_attributes(&self.spec, &self.dir, pidfd.as_fd()).map_err(|e| chain(&e))?;
+        // Nothing of criu is left in the processes.
+        restoring.cgroup.set(&self.spec.resources).map_err(|e| chain(&e))?;
         restoring.waiting = true;
         let cgroup = restoring.cgroup.clone();
         if let Some(output) = restoring.output.take() {
@@ -183,6 +195,12 @@ impl Keeper {
             self.save_state();
         }
     }
+}
+
+/// Processes in the images of a dump: each has its file `core-PID.img`, and each of its threads too.
+fn processes_in(images: &Path) -> u64 {
+    let files = std::fs::read_dir(images).into_iter().flatten().flatten();
+    files.filter(|file| file.file_name().to_string_lossy().starts_with("core-")).count() as u64
 }
 
 /// Kills all processes below this one. Looked up while their parents live, and again for what was made meanwhile.
