@@ -66,12 +66,41 @@ impl HostFacts {
     }
 }
 
-/// Whether a host takes containers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+/// Whether a host takes containers, and what becomes of those it has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, Default)]
 #[serde(rename_all = "kebab-case")]
 pub enum HostState {
     #[default]
     Active,
     /// Keeps what it has, takes nothing new.
     Cordoned,
+    /// Its containers are being moved away; takes nothing new.
+    Evacuating,
+    /// It has no container any more and may be switched off.
+    Evacuated,
+    /// Some of its containers could not be moved away; takes nothing new.
+    EvacuationFailed,
+    /// It has not been heard of for a while; its containers may still run.
+    Suspect,
+    /// It is known to run nothing any more.
+    Failed,
+}
+
+impl HostState {
+    /// Only an active host takes new containers.
+    pub fn takes_containers(self) -> bool {
+        self == Self::Active
+    }
+
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Active => "active",
+            Self::Cordoned => "cordoned",
+            Self::Evacuating => "evacuating",
+            Self::Evacuated => "evacuated",
+            Self::EvacuationFailed => "evacuation-failed",
+            Self::Suspect => "suspect",
+            Self::Failed => "failed",
+        }
+    }
 }

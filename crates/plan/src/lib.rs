@@ -1,13 +1,37 @@
-//! Pure decisions: which host a container goes to, and why not the others. No I/O, no clock, no randomness: the same
-//! [`View`] and [`Request`] always give the same answer.
+//! Pure decisions: which host a container goes to, what is moved where and in which order, and why. No I/O, no clock,
+//! no randomness: the same [`Fleet`] always gives the same answer.
 //!
-//! Hard rules refuse a host: it must be active and connected, have room for what the container reserves, and, for a
-//! layer that is spread strictly, hold no other container of that layer. Among the hosts left, the one is taken
-//! that has the fewest containers of the layer, then the fewest of the environment, then most room.
+//! ```text
+//! Fleet (facts, kept up to date) ─▶ draft (a fleet after some moves) ─▶ rules: may it be there?
+//!                                                                    └▶ rank: which of those is best?
+//! place, explain · evacuate · recover · rebalance · make_room: all ask the same rules and the same rank
+//! ```
+//! Hard rules refuse a host: its state, memory and CPU, containers of its layer and of its groups, companions, labels,
+//! and for a running container the machine. [`Score`] orders the hosts that are left.
 #![forbid(unsafe_code)]
 
+mod draft;
+mod evacuate;
+mod explain;
+mod fleet;
 mod place;
+mod rank;
+mod rebalance;
+mod recover;
+mod room;
+mod rules;
+mod search;
+mod step;
 mod view;
 
-pub use place::{HostReasons, Placement, Refusal, check, place};
-pub use view::{CPU_OVERCOMMIT, HostView, Placed, Request, View};
+pub use evacuate::{EvacuateOptions, EvacuationPlan, evacuate};
+pub use explain::{Explanation, Fitting};
+pub use fleet::{CPU_OVERCOMMIT, Container, DEFAULT_LINK, Fleet, FleetError, Host, Machine, ZONE_LABEL};
+pub use place::{HostReasons, Placement, Refusal};
+pub use rank::Score;
+pub use rebalance::{Advice, Advised, Policy, Purpose, rebalance};
+pub use recover::{RecoveryPlan, Start, recover};
+pub use room::{RoomError, RoomPlan, Way, make_room};
+pub use search::MAX_DISPLACED;
+pub use step::{How, SETUP_MS, Stay, Step};
+pub use view::{HostView, Placed, Request, View, check, place};

@@ -1,19 +1,30 @@
-//! One container, one host.
+//! One container, one host: the best that the rules allow, found without looking at all of them.
+//!
+//! Hosts fall into two kinds. Those with containers of the environment, and those that a draft has changed, are few
+//! and are scored one by one. All others have none of the layer and none of the environment, so that zone by zone
+//! their order is the index's order, once for hosts that have the image and once for any: the first that fits is the
+//! best of its kind. The answer is the one that scoring every host gives; a property test says so.
 
-use std::cmp::Reverse;
 use std::fmt;
 
-use godwit_model::manifest::Spread;
-use godwit_model::{Bytes, HostName, MilliCpu};
+use godwit_model::{Bytes, ContainerName, HostName};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use crate::view::{CPU_OVERCOMMIT, HostView, Request, View};
+use crate::draft::Draft;
+use crate::fleet::{Container, Count, Fleet, FleetError, HostId, ZoneId, is_spread};
+use crate::rank::Score;
+use crate::rules::Ask;
+use crate::step::How;
+
+/// Up to so many hosts are scored one by one where a rule leaves no others.
+const FEW_HOSTS: usize = 64;
 
 /// Where a container goes, and what spoke for it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Placement {
     pub host: HostName,
+    pub score: Score,
     /// Sentences for a person, the weightiest first.
     pub reasons: Vec<String>,
 }
@@ -46,87 +57,190 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// Picks the host for one container; a tie goes to the first name.
-pub fn place(view: &View, request: &Request) -> Result<Placement, Refusal> {
-    let mut refused = Vec::new();
-    let mut fitting: Vec<&HostView> = Vec::new();
-    for host in &view.hosts {
-        match check(host, request) {
-            Ok(()) => fitting.push(host),
-            Err(reasons) => refused.push(HostReasons { host: host.name.clone(), reasons }),
-        }
+impl Fleet {
+    /// Picks the host for a new start of one container, which the fleet may know already or not. Changes nothing.
+    pub fn place(&self, container: &Container) -> Result<Placement, Refusal> {
+        let draft = Draft::new(self);
+        let ask = Ask::start(self, container);
+        draft.place(&ask)
     }
-    let Some(best) = fitting.iter().min_by_key(|host| rank(host, request)) else {
-        refused.sort_by(|a, b| a.host.cmp(&b.host));
-        return Err(Refusal { hosts: refused });
-    };
-    Ok(Placement { host: best.name.clone(), reasons: reasons(best, request, fitting.len()) })
+
+    /// The host that [`Fleet::place`] picks, for who does not ask why.
+    pub fn best_host(&self, container: &Container) -> Option<&HostName> {
+        let (host, _) = Draft::new(self).best(&Ask::start(self, container))?;
+        Some(&self.slot(host).host.name)
+    }
+
+    /// Whether the hard rules let this host take a live move of a container now, by what is known now: the check right
+    /// before a step of a plan begins. All the reasons if not.
+    pub fn check_move(&self, container: &ContainerName, to: &HostName) -> Result<(), Vec<String>> {
+        let not_there = |error: FleetError| vec![error.to_string()];
+        let id = self.member_id(container).map_err(not_there)?;
+        let to = self.host_id(to).map_err(not_there)?;
+        let draft = Draft::new(self);
+        let mut reasons = self.member(id).container.unmovable.clone();
+        reasons.extend(draft.reasons_against(to, &draft.ask(id, How::Live)));
+        let dependents = draft.dependents(id);
+        reasons.extend(dependents.iter().map(|m| format!("{} must be near it", self.member(*m).container.name)));
+        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+
+    /// Whether the hard rules let this host take a new start of the container; all the reasons if not.
+    pub fn check(&self, container: &Container, host: &HostName) -> Result<(), Vec<String>> {
+        let draft = Draft::new(self);
+        let Some(id) = self.host_ids.get(host) else { return Err(vec!["there is no such host".to_owned()]) };
+        let reasons = draft.reasons_against(*id, &Ask::start(self, container));
+        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
 }
 
-/// Whether the hard rules let this host take the container; all the reasons if not.
-pub fn check(host: &HostView, request: &Request) -> Result<(), Vec<String>> {
-    let mut reasons = Vec::new();
-    if request.only.as_ref().is_some_and(|only| *only != host.name) {
-        reasons.push("its volumes are on another host".to_owned());
+impl Draft<'_> {
+    pub fn place(&self, ask: &Ask<'_>) -> Result<Placement, Refusal> {
+        match self.best(ask) {
+            Some((host, score)) => {
+                let reasons = self.reasons_for(host, ask, &score);
+                Ok(Placement { host: self.slot(host).host.name.clone(), score, reasons })
+            }
+            None => Err(self.refusal(ask)),
+        }
     }
-    if request.not.as_ref() == Some(&host.name) {
-        reasons.push("it is there already".to_owned());
+
+    pub fn refusal(&self, ask: &Ask<'_>) -> Refusal {
+        let hosts = self.fleet.host_ids.iter();
+        let hosts = hosts.map(|(name, id)| HostReasons { host: name.clone(), reasons: self.reasons_against(*id, ask) });
+        Refusal { hosts: hosts.collect() }
     }
-    if !host.connected {
-        reasons.push("its agent is not connected".to_owned());
+
+    /// The best host that fits; a tie goes to the first name.
+    pub fn best(&self, ask: &Ask<'_>) -> Option<(HostId, Score)> {
+        let mut best = Best { draft: self, ask, found: None };
+        if let Some(hosts) = self.few(ask) {
+            hosts.into_iter().for_each(|host| best.look_at(host));
+            return best.found;
+        }
+        let nobody = Count::new();
+        let env = ask.ties.env.filter(|_| is_spread(ask.container.spread));
+        let touched = env.map_or(&nobody, |env| &self.fleet.tables.envs[env.at()].on);
+        self.changed().for_each(|host| best.look_at(host));
+        touched.keys().filter(|host| !self.is_changed(**host)).for_each(|host| best.look_at(*host));
+        for (of_zone, zone) in self.zones_by_count(ask) {
+            if best.is_beyond((0, 0, of_zone, 0)) {
+                break;
+            }
+            let with_image = ask.ties.image.map(|image| self.fleet.index.of_zone_with(zone, image));
+            let skip = |host: HostId| self.is_changed(host) || touched.contains_key(&host);
+            for key in with_image.into_iter().flatten() {
+                if best.is_beyond((0, 0, of_zone, key.load)) || (!skip(key.id) && best.look_at_first(key.id)) {
+                    break;
+                }
+            }
+            for key in self.fleet.index.of_zone(zone) {
+                if best.is_beyond((0, 0, of_zone, key.load)) || (!skip(key.id) && best.look_at_first(key.id)) {
+                    break;
+                }
+            }
+        }
+        best.found
     }
-    if !host.active {
-        reasons.push("it takes no new containers (cordoned)".to_owned());
+
+    /// The only hosts that can fit, where a rule names few of them.
+    fn few(&self, ask: &Ask<'_>) -> Option<Vec<HostId>> {
+        if ask.volumes_lost {
+            return Some(Vec::new());
+        }
+        if let Some(only) = ask.only {
+            return Some(vec![only]);
+        }
+        if !ask.among.is_empty() {
+            return Some(ask.among.to_vec());
+        }
+        if let Some(near) = ask.ties.near.iter().find(|near| !near.is_some_and(|near| ask.along.contains(&near))) {
+            let Some(near) = near else { return Some(Vec::new()) };
+            let there = &self.fleet.tables.layers[near.at()].on;
+            let unchanged = there.keys().copied().filter(|host| !self.is_changed(*host));
+            return Some(self.changed().chain(unchanged).collect());
+        }
+        let labelled = |(label, value): (&String, &String)| self.fleet.labelled.get(label).and_then(|v| v.get(value));
+        for label in &ask.container.labels {
+            match labelled(label) {
+                None => return Some(Vec::new()),
+                Some(hosts) if hosts.len() <= FEW_HOSTS => return Some(hosts.iter().copied().collect()),
+                Some(_) => {}
+            }
+        }
+        None
     }
-    let (need, free) = (request.resources.reserved_memory, host.free_memory());
-    if need > free {
-        reasons.push(format!("{need} of memory is reserved for it and {free} is free"));
+
+    /// Zones with how many of the layer are there, the fewest first.
+    fn zones_by_count(&self, ask: &Ask<'_>) -> Vec<(u32, ZoneId)> {
+        let layer = ask.ties.layer.filter(|_| is_spread(ask.container.spread));
+        let count = |zone| layer.map_or(0, |layer| self.of_zone(zone, layer, ask.own));
+        let mut zones: Vec<(u32, ZoneId)> = self.fleet.index.zones().map(|zone| (count(zone), zone)).collect();
+        zones.sort_unstable();
+        zones
     }
-    let (need, free) = (request.resources.reserved_cpu, host.free_cpu());
-    if u64::from(need.0) > free {
-        let free = MilliCpu(free.min(u64::from(u32::MAX)) as u32);
-        let total = MilliCpu(host.cpu_capacity().min(u64::from(u32::MAX)) as u32);
-        reasons.push(format!(
-            "{need} CPUs are reserved for it and {free} of {total} are free ({CPU_OVERCOMMIT} times the cores)"
-        ));
-    }
-    let name = &request.name;
-    if request.spread == Spread::Strict && host.of_layer(&name.env, &name.layer, name) > 0 {
+
+    pub fn reasons_for(&self, host: HostId, ask: &Ask<'_>, score: &Score) -> Vec<String> {
+        let slot = self.slot(host);
+        let mut reasons = Vec::new();
+        if ask.only.is_some() {
+            reasons.push(format!("its volumes are on {}", slot.host.name));
+        }
+        for near in &ask.container.near {
+            reasons.push(format!("it is near the layer {near} there"));
+        }
+        if is_spread(ask.container.spread) {
+            reasons.push(format!(
+                "{} of its layer and {} of its environment are there; no host that fits has fewer",
+                score.of_layer, score.of_environment
+            ));
+            if let Some(zone) = slot.host.zone() {
+                reasons.push(format!("the zone {zone} has {} of its layer", score.of_layer_in_zone));
+            }
+        }
+        reasons.push(format!("{} of memory is free there", Bytes(slot.memory_free(self.occupied(host)))));
+        if score.uses_reserve {
+            reasons.push("it uses room that is kept for the loss of a host".to_owned());
+        }
+        if !ask.container.image.is_empty() && !score.image_missing {
+            reasons.push("its image is there".to_owned());
+        }
         reasons
-            .push(format!("another container of the layer {} is there, and the layer is spread strictly", name.layer));
     }
-    if reasons.is_empty() { Ok(()) } else { Err(reasons) }
 }
 
-/// Smaller is better.
-type Rank<'a> = (usize, usize, Reverse<Bytes>, Reverse<u64>, &'a HostName);
+struct Best<'d, 'a> {
+    draft: &'d Draft<'d>,
+    ask: &'d Ask<'a>,
+    found: Option<(HostId, Score)>,
+}
 
-fn rank<'a>(host: &'a HostView, request: &Request) -> Rank<'a> {
-    let name = &request.name;
-    let (layer, env) = match request.spread {
-        Spread::None => (0, 0),
-        Spread::Strict | Spread::Preferred => {
-            (host.of_layer(&name.env, &name.layer, name), host.of_env(&name.env, name))
+impl Best<'_, '_> {
+    fn look_at(&mut self, host: HostId) {
+        self.look_at_first(host);
+    }
+
+    /// Whether it fits.
+    fn look_at_first(&mut self, host: HostId) -> bool {
+        if !self.draft.fits(host, self.ask) {
+            return false;
         }
-    };
-    (layer, env, Reverse(host.free_memory()), Reverse(host.free_cpu()), &host.name)
-}
+        let score = self.draft.score(host, self.ask);
+        let name = |host| &self.draft.slot(host).host.name;
+        let better = match &self.found {
+            None => true,
+            Some((best, best_score)) => (score, name(host)) < (*best_score, name(*best)),
+        };
+        if better {
+            self.found = Some((host, score));
+        }
+        true
+    }
 
-fn reasons(host: &HostView, request: &Request, fitting: usize) -> Vec<String> {
-    let name = &request.name;
-    let mut reasons = Vec::new();
-    if let Some(only) = &request.only {
-        reasons.push(format!("its volumes are on {only}"));
+    /// Whether nothing with such parts can be better than what was found.
+    fn is_beyond(&self, parts: (u32, u32, u32, u8)) -> bool {
+        self.found.is_some_and(|(_, best)| {
+            parts > (best.of_layer, best.of_environment, best.of_layer_in_zone, best.load_tenths)
+        })
     }
-    if fitting == 1 {
-        reasons.push("no other host fits".to_owned());
-    } else if request.spread != Spread::None {
-        reasons.push(format!(
-            "{} of its layer and {} of its environment are there, the fewest of {fitting} fitting hosts",
-            host.of_layer(&name.env, &name.layer, name),
-            host.of_env(&name.env, name),
-        ));
-    }
-    reasons.push(format!("{} of memory is free there", host.free_memory()));
-    reasons
 }

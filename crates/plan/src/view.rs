@@ -1,12 +1,14 @@
-//! What a decision is made from.
+//! A fleet in short, for a caller that has no [`Fleet`] at hand: hosts with what is on them.
 
 use godwit_model::container::Resources;
+use godwit_model::host::HostState;
 use godwit_model::manifest::Spread;
-use godwit_model::{Bytes, ContainerName, EnvName, HostName, LayerName, MilliCpu};
+use godwit_model::{Bytes, ContainerName, HostName, MilliCpu};
 
-/// How often the CPU of a host may be reserved: reservations of CPU are shares, and an idle share is everyone's.
-/// Memory is never overcommitted.
-pub const CPU_OVERCOMMIT: u32 = 4;
+use crate::draft::Draft;
+use crate::fleet::{Container, Fleet, Host};
+use crate::place::{Placement, Refusal};
+use crate::rules::{Ask, Why};
 
 /// Every host and everything placed on them, moves in flight included on both sides.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -45,31 +47,57 @@ pub struct Request {
     pub not: Option<HostName>,
 }
 
-impl HostView {
-    /// Memory that no container has reserved.
-    pub fn free_memory(&self) -> Bytes {
-        let reserved = self.placed.iter().fold(0u64, |sum, p| sum.saturating_add(p.reserved_memory.0));
-        Bytes(self.memory.0.saturating_sub(reserved))
+impl From<&View> for Fleet {
+    fn from(view: &View) -> Self {
+        let mut fleet = Self::new();
+        for host in &view.hosts {
+            let state = if host.active { HostState::Active } else { HostState::Cordoned };
+            let connected = host.connected;
+            fleet.set_host(Host { state, connected, ..Host::new(host.name.clone(), host.memory, host.cpu) });
+        }
+        for host in &view.hosts {
+            for placed in &host.placed {
+                let (memory, cpu) = (placed.reserved_memory, placed.reserved_cpu);
+                if fleet.container(&placed.name).is_none() {
+                    fleet.set_container(Container::new(placed.name.clone(), memory, cpu, Spread::None));
+                }
+                let claimed = fleet.claim(&placed.name, &host.name);
+                debug_assert!(claimed.is_ok(), "both were added above");
+            }
+        }
+        fleet
     }
+}
 
-    /// CPU that may still be reserved, in thousandths of a core, overcommitment included.
-    pub fn free_cpu(&self) -> u64 {
-        let reserved: u64 = self.placed.iter().map(|p| u64::from(p.reserved_cpu.0)).sum();
-        self.cpu_capacity().saturating_sub(reserved)
+impl Request {
+    fn container(&self) -> Container {
+        let (memory, cpu) = (self.resources.reserved_memory, self.resources.reserved_cpu);
+        Container { volumes_on: self.only.clone(), ..Container::new(self.name.clone(), memory, cpu, self.spread) }
     }
+}
 
-    /// CPU that may be reserved in all, in thousandths of a core.
-    pub fn cpu_capacity(&self) -> u64 {
-        u64::from(self.cpu.0) * u64::from(CPU_OVERCOMMIT)
-    }
+fn ask<'a>(fleet: &Fleet, container: &'a Container, request: &Request) -> Ask<'a> {
+    let not = request.not.as_ref().and_then(|host| fleet.host_ids.get(host).copied());
+    Ask { not, ..Ask::start(fleet, container) }
+}
 
-    /// Containers of this layer here, other than `but`.
-    pub fn of_layer(&self, env: &EnvName, layer: &LayerName, but: &ContainerName) -> usize {
-        self.placed.iter().filter(|p| p.name.env == *env && p.name.layer == *layer && p.name != *but).count()
-    }
+/// Picks the host for one container; a tie goes to the first name.
+pub fn place(view: &View, request: &Request) -> Result<Placement, Refusal> {
+    let (fleet, container) = (Fleet::from(view), request.container());
+    Draft::new(&fleet).place(&ask(&fleet, &container, request))
+}
 
-    /// Containers of this environment here, other than `but`.
-    pub fn of_env(&self, env: &EnvName, but: &ContainerName) -> usize {
-        self.placed.iter().filter(|p| p.name.env == *env && p.name != *but).count()
+/// Whether the hard rules let this host take the container; all the reasons if not.
+pub fn check(host: &HostView, request: &Request) -> Result<(), Vec<String>> {
+    let fleet = Fleet::from(&View { hosts: vec![host.clone()] });
+    let mut reasons = Vec::new();
+    if request.only.as_ref().is_some_and(|only| *only != host.name) {
+        reasons.push(Why::VolumesElsewhere.to_string());
     }
+    let request = Request { only: None, ..request.clone() };
+    let container = request.container();
+    for id in fleet.host_ids.values() {
+        reasons.extend(Draft::new(&fleet).reasons_against(*id, &ask(&fleet, &container, &request)));
+    }
+    if reasons.is_empty() { Ok(()) } else { Err(reasons) }
 }

@@ -5,7 +5,6 @@ use clap::Subcommand;
 use godwit_api::client::Client;
 use godwit_api::types::HostView;
 use godwit_model::HostName;
-use godwit_model::host::HostState;
 
 use super::DONE;
 use crate::failure::Failure;
@@ -52,8 +51,7 @@ pub async fn run(client: &Client, printer: &Printer, verb: HostVerb) -> Result<u
 fn state(host: &HostView) -> &'static str {
     match (host.connected, host.state) {
         (false, _) => "disconnected",
-        (true, HostState::Active) => "active",
-        (true, HostState::Cordoned) => "cordoned",
+        (true, state) => state.as_str(),
     }
 }
 

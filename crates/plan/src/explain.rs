@@ -1,0 +1,88 @@
+//! Why a container goes where it goes: every host, with what speaks against it or for it.
+
+use std::fmt;
+
+use godwit_model::{ContainerName, HostName};
+use serde::{Deserialize, Serialize};
+
+use crate::draft::Draft;
+use crate::fleet::{Container, Fleet};
+use crate::place::HostReasons;
+use crate::rank::Score;
+use crate::rules::Ask;
+use crate::step::How;
+
+/// A host that could take the container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fitting {
+    pub host: HostName,
+    pub score: Score,
+}
+
+/// What a decision about one container was made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Explanation {
+    pub container: ContainerName,
+    /// Where it is now.
+    pub home: Option<HostName>,
+    /// Why it cannot move live; empty: it can.
+    pub unmovable: Vec<String>,
+    /// The best first.
+    pub fitting: Vec<Fitting>,
+    /// In order of names.
+    pub out: Vec<HostReasons>,
+}
+
+impl Fleet {
+    /// Looks at every host as a new start of the container would: its own host counts like any other.
+    pub fn explain(&self, container: &Container) -> Explanation {
+        self.explanation(&Draft::new(self), &Ask::start(self, container))
+    }
+
+    /// Looks at every host as a live move of the container would: its volumes come along, its own host is out.
+    /// `None`: there is no such container.
+    pub fn explain_move(&self, container: &ContainerName) -> Option<Explanation> {
+        let draft = Draft::new(self);
+        let member = *self.member_ids.get(container)?;
+        Some(self.explanation(&draft, &draft.ask(member, How::Live)))
+    }
+
+    fn explanation(&self, draft: &Draft<'_>, ask: &Ask<'_>) -> Explanation {
+        let (mut fitting, mut out) = (Vec::new(), Vec::new());
+        for (name, id) in &self.host_ids {
+            let reasons = draft.reasons_against(*id, ask);
+            if reasons.is_empty() {
+                fitting.push(Fitting { host: name.clone(), score: draft.score(*id, ask) });
+            } else {
+                out.push(HostReasons { host: name.clone(), reasons });
+            }
+        }
+        fitting.sort_by(|a, b| (&a.score, &a.host).cmp(&(&b.score, &b.host)));
+        Explanation {
+            container: ask.container.name.clone(),
+            home: self.home(&ask.container.name).cloned(),
+            unmovable: ask.container.unmovable.clone(),
+            fitting,
+            out,
+        }
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.home {
+            Some(home) => writeln!(f, "{} is on {home}", self.container)?,
+            None => writeln!(f, "{} is on no host", self.container)?,
+        }
+        for reason in &self.unmovable {
+            writeln!(f, "  it cannot move live: {reason}")?;
+        }
+        for (at, one) in self.fitting.iter().enumerate() {
+            writeln!(f, "  {}. {}: {}", at + 1, one.host, one.score)?;
+        }
+        for one in &self.out {
+            writeln!(f, "  out: {}: {}", one.host, one.reasons.join(", "))?;
+        }
+        Ok(())
+    }
+}
