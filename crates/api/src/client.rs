@@ -16,7 +16,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use godwit_model::event::Event;
 use godwit_model::migration::Move;
-use godwit_model::{ContainerName, EnvName, MoveId};
+use godwit_model::{ContainerName, EnvName, HostName, MoveId};
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use serde::Serialize;
@@ -30,7 +30,8 @@ pub use lines::{Lines, MAX_LINE_BYTES};
 use crate::routes;
 use crate::session::{ExecRequest, LogLine};
 use crate::types::{
-    ApplyAnswer, ApplyRequest, ContainerView, EnvironmentView, ErrorBody, HostView, MigrateRequest, VersionView,
+    ActivateRequest, ApplyAnswer, ApplyRequest, ContainerView, EnvironmentView, ErrorBody, EvacuateAnswer,
+    EvacuateRequest, HostView, MigrateRequest, VersionView,
 };
 use transport::Answer;
 
@@ -127,6 +128,21 @@ impl Client {
     /// Begins to move a container. [`Client::watch_move`] tells how it goes on.
     pub async fn migrate(&self, name: &ContainerName, request: &MigrateRequest) -> Result<Move, ClientError> {
         self.send(Method::POST, &routes::container_verb(name, "migrate"), Some(request)).await
+    }
+
+    /// Begins to empty a host, or only says how that would go. Events tell how it goes on.
+    pub async fn evacuate(&self, host: &HostName, request: &EvacuateRequest) -> Result<EvacuateAnswer, ClientError> {
+        self.send(Method::POST, &routes::host_verb(host, "evacuate"), Some(request)).await
+    }
+
+    /// Closes a host: it keeps what it has and takes nothing new.
+    pub async fn cordon(&self, host: &HostName) -> Result<HostView, ClientError> {
+        self.send(Method::POST, &routes::host_verb(host, "cordon"), NOTHING).await
+    }
+
+    /// Opens a host again.
+    pub async fn activate(&self, host: &HostName, request: &ActivateRequest) -> Result<HostView, ClientError> {
+        self.send(Method::POST, &routes::host_verb(host, "activate"), Some(request)).await
     }
 
     /// The moves the store remembers.

@@ -4,6 +4,9 @@
 //! |---|---|---|
 //! | `/v1/version` | GET | [`crate::types::VersionView`] |
 //! | `/v1/hosts` | GET | list of [`crate::types::HostView`] |
+//! | `/v1/hosts/{host}/evacuate` | POST | [`crate::types::EvacuateRequest`] → [`crate::types::EvacuateAnswer`] |
+//! | `/v1/hosts/{host}/cordon` | POST | [`crate::types::HostView`] |
+//! | `/v1/hosts/{host}/activate` | POST | [`crate::types::ActivateRequest`] → [`crate::types::HostView`] |
 //! | `/v1/environments` | GET | list of [`crate::types::EnvironmentView`] |
 //! | `/v1/environments/{env}` | GET, PUT, DELETE | [`crate::types::ApplyRequest`] → [`crate::types::ApplyAnswer`] |
 //! | `/v1/containers?env=` | GET | list of [`crate::types::ContainerView`] |
@@ -20,7 +23,7 @@
 //! Agents only, on the TLS listener: `/v1/agent/join` (POST), `/v1/agent/link` and `/v1/agent/sessions/{id}`
 //! (WebSockets). Errors of every route are [`crate::types::ErrorBody`] with a fitting status code.
 
-use godwit_model::{ContainerName, EnvName, MoveId};
+use godwit_model::{ContainerName, EnvName, HostName, MoveId};
 
 pub const VERSION: &str = "/v1/version";
 pub const HOSTS: &str = "/v1/hosts";
@@ -31,6 +34,11 @@ pub const EVENTS: &str = "/v1/events";
 pub const AGENT_JOIN: &str = "/v1/agent/join";
 pub const AGENT_LINK: &str = "/v1/agent/link";
 pub const AGENT_SESSIONS: &str = "/v1/agent/sessions";
+
+/// `verb` is one of `evacuate`, `cordon`, `activate`.
+pub fn host_verb(name: &HostName, verb: &str) -> String {
+    format!("{HOSTS}/{name}/{verb}")
+}
 
 pub fn environment(name: &EnvName) -> String {
     format!("{ENVIRONMENTS}/{name}")

@@ -1,10 +1,13 @@
 //! What the API answers and takes.
 
+use std::collections::BTreeMap;
+
 use godwit_model::container::{ContainerStatus, Health, Resources};
 use godwit_model::host::{HostFacts, HostState};
 use godwit_model::manifest::Manifest;
 use godwit_model::migration::MoveOptions;
 use godwit_model::{Bytes, Cloudlets, ContainerId, ContainerName, EnvName, Generation, HostName, LayerName, MilliCpu};
+use godwit_plan::{EvacuateOptions, EvacuationPlan};
 use serde::{Deserialize, Serialize};
 
 /// An error as sent over HTTP: the sentence, what caused it, and the way out.
@@ -59,6 +62,43 @@ pub struct HostView {
     pub reserved_memory: Bytes,
     pub reserved_cpu: MilliCpu,
     pub cloudlets: Cloudlets,
+    #[serde(default)]
+    pub evacuation: Option<EvacuationView>,
+}
+
+/// How far a host is emptied.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvacuationView {
+    /// Milliseconds since the epoch.
+    pub requested_at_ms: u64,
+    /// Containers that were there then.
+    pub total: u32,
+    pub left: u32,
+    /// What could not be moved away in the end, and why.
+    pub stays: BTreeMap<ContainerName, Vec<String>>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct EvacuateRequest {
+    #[serde(default)]
+    pub options: EvacuateOptions,
+    /// Say how it would go, change nothing.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EvacuateAnswer {
+    pub plan: EvacuationPlan,
+    /// Events with a greater number tell how it goes on.
+    pub since: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]
+pub struct ActivateRequest {
+    /// Move here again what the last evacuation moved away.
+    #[serde(default)]
+    pub bring_back: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -9,6 +9,7 @@ use godwit_model::ContainerName;
 use crate::http::Sessions;
 use crate::links::Links;
 use crate::moves::Moves;
+use crate::reconcile::evacuate::Evacuations;
 use crate::state::State;
 
 pub struct Core {
@@ -16,6 +17,7 @@ pub struct Core {
     pub links: Links,
     pub moves: Moves,
     pub waiting: Waiting,
+    pub evacuations: Evacuations,
     pub sessions: Sessions,
     pub authority: Authority,
     /// What an agent has to know to join: 64 hexadecimal digits.

@@ -1,7 +1,7 @@
 //! What decides: the API's implementation, reconcilers that take no input, the saga of a move.
 //!
 //! ```text
-//!  people ──▶ http ──▶ apply, containers, moves ──▶ state (snapshot + transactions) ──▶ store
+//!  people ──▶ http ──▶ apply, containers, hosts, moves ──▶ state (snapshot + transactions) ──▶ store
 //!                                                     │ every change wakes
 //!                       links (one per agent) ◀───────┼── desired: what each host shall be
 //!                          │ reports                  └── reconcile: place, collect, resume moves
@@ -14,6 +14,7 @@ pub mod apply;
 pub mod containers;
 mod core;
 mod desired;
+mod hosts;
 mod http;
 mod links;
 mod moves;

@@ -98,6 +98,7 @@ pub async fn run(config: ControllerConfig) -> Result<(), RunError> {
         links: Links::new(),
         moves: Moves::new(),
         waiting: Waiting::default(),
+        evacuations: crate::reconcile::evacuate::Evacuations::default(),
         sessions: Sessions::default(),
         authority,
         join_token,

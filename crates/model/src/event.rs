@@ -36,6 +36,11 @@ pub enum EventKind {
     MoveFailed,
     HostConnected,
     HostDisconnected,
+    HostCordoned,
+    HostEvacuating,
+    HostEvacuated,
+    HostEvacuationFailed,
+    HostActivated,
 }
 
 impl EventKind {
@@ -57,6 +62,11 @@ impl EventKind {
             Self::MoveFailed => "move-failed",
             Self::HostConnected => "host-connected",
             Self::HostDisconnected => "host-disconnected",
+            Self::HostCordoned => "host-cordoned",
+            Self::HostEvacuating => "host-evacuating",
+            Self::HostEvacuated => "host-evacuated",
+            Self::HostEvacuationFailed => "host-evacuation-failed",
+            Self::HostActivated => "host-activated",
         }
     }
 }

@@ -1,11 +1,14 @@
-//! `godwit host list|show`.
+//! `godwit host list|show|evacuate|cordon|activate`.
+
+mod evacuate;
 
 use anyhow::Result;
 use clap::Subcommand;
 use godwit_api::client::Client;
-use godwit_api::types::HostView;
+use godwit_api::types::{ActivateRequest, HostView};
 use godwit_model::HostName;
 
+use self::evacuate::EvacuateArgs;
 use super::DONE;
 use crate::failure::Failure;
 use crate::human;
@@ -22,18 +25,34 @@ pub enum HostVerb {
         /// As `godwit host list` shows it
         host: HostName,
     },
+    /// Move everything off a host, so that it may be switched off
+    Evacuate(EvacuateArgs),
+    /// Let a host keep what it has and take nothing new; ends an evacuation
+    Cordon {
+        /// As `godwit host list` shows it
+        host: HostName,
+    },
+    /// Let a host take containers again; ends an evacuation
+    Activate {
+        /// As `godwit host list` shows it
+        host: HostName,
+        /// Move what the last evacuation moved away here again
+        #[arg(long)]
+        bring_back: bool,
+    },
 }
 
 pub async fn run(client: &Client, printer: &Printer, verb: HostVerb) -> Result<u8> {
-    let hosts = client.hosts().await?;
     match verb {
         HostVerb::List => {
+            let hosts = client.hosts().await?;
             printer.value(&hosts, |hosts| list(printer, hosts))?;
             if hosts.is_empty() {
                 printer.say("no host has joined yet; `godwit agent --help` tells how");
             }
         }
         HostVerb::Show { host } => {
+            let hosts = client.hosts().await?;
             let names: Vec<&str> = hosts.iter().map(|h| h.name.as_str()).collect();
             let Some(view) = hosts.iter().find(|h| h.name == host) else {
                 let hint = match names.as_slice() {
@@ -44,8 +63,24 @@ pub async fn run(client: &Client, printer: &Printer, verb: HostVerb) -> Result<u
             };
             printer.value(view, |view| show(printer, view))?;
         }
+        HostVerb::Evacuate(args) => return evacuate::run(client, printer, args).await,
+        HostVerb::Cordon { host } => {
+            let view = client.cordon(&host).await?;
+            printer.say(format_args!("{host} takes no new containers"));
+            json_only(printer, &view)?;
+        }
+        HostVerb::Activate { host, bring_back } => {
+            let view = client.activate(&host, &ActivateRequest { bring_back }).await?;
+            printer.say(format_args!("{host} takes containers again"));
+            json_only(printer, &view)?;
+        }
     }
     Ok(DONE)
+}
+
+/// What a verb changed is data for programs; a person has been told.
+fn json_only(printer: &Printer, view: &HostView) -> Result<()> {
+    if printer.is_json() { printer.json(view) } else { Ok(()) }
 }
 
 fn state(host: &HostView) -> &'static str {
@@ -92,6 +127,7 @@ fn show(printer: &Printer, host: &HostView) -> String {
         ("state", state(host).to_owned()),
         ("last seen", seen(host)),
         ("containers", host.containers.to_string()),
+        ("evacuation", evacuate::told(host)),
         ("cloudlets", host.cloudlets.to_string()),
         ("memory", format!("{} of {} reserved", host.reserved_memory, facts.memory)),
         ("cpu", format!("{} of {} reserved, {} MHz", host.reserved_cpu, facts.cpus, facts.cpu_mhz)),

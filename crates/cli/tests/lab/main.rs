@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod environments;
+mod evacuation;
 mod faults;
 mod isolation;
 mod many;

@@ -4,12 +4,13 @@ use axum::Json;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use godwit_api::types::ErrorBody;
-use godwit_model::{ContainerName, EnvName, MoveId};
+use godwit_model::{ContainerName, EnvName, HostName, MoveId};
 use godwit_store::{CommitError, StoreFault};
 
 use super::sessions::SessionError;
 use crate::apply::ApplyError;
 use crate::containers::ContainerError;
+use crate::hosts::HostError;
 use crate::links::AskError;
 use crate::moves::MoveError;
 use crate::state::StateError;
@@ -47,6 +48,10 @@ impl ApiError {
 
     pub fn no_environment(name: &EnvName) -> Self {
         Self::new(StatusCode::NOT_FOUND, format!("there is no environment {name}")).hint("`godwit env list` shows all")
+    }
+
+    pub fn no_host(name: &HostName) -> Self {
+        Self::new(StatusCode::NOT_FOUND, format!("there is no host {name}")).hint("`godwit host list` shows all")
     }
 
     pub fn no_container(name: &ContainerName) -> Self {
@@ -97,6 +102,17 @@ impl From<ContainerError> for ApiError {
         match error {
             ContainerError::NoSuchContainer { name } => Self::no_container(&name),
             ContainerError::State(error) => error.into(),
+        }
+    }
+}
+
+impl From<HostError> for ApiError {
+    fn from(error: HostError) -> Self {
+        match error {
+            HostError::State(error) => error.into(),
+            error @ HostError::NoSuchHost { .. } => Self::from_chain(StatusCode::NOT_FOUND, &error),
+            error @ HostError::ToItself { .. } => Self::from_chain(StatusCode::UNPROCESSABLE_ENTITY, &error),
+            error @ HostError::Plan(_) => Self::from_chain(StatusCode::INTERNAL_SERVER_ERROR, &error),
         }
     }
 }

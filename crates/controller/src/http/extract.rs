@@ -22,6 +22,8 @@ const BODY_TIMEOUT_MS: u64 = 10_000;
 pub struct EnvPath(pub EnvName);
 /// `{env}/{local}`.
 pub struct ContainerPath(pub ContainerName);
+/// `{host}`.
+pub struct HostPath(pub HostName);
 /// `{id}` of a move.
 pub struct MovePath(pub MoveId);
 /// What follows the question mark.
@@ -43,6 +45,13 @@ fn named<T: FromStr<Err = NameError>>(text: &str) -> Result<T, ApiError> {
 }
 
 impl<S: Send + Sync> FromRequestParts<S> for EnvPath {
+    type Rejection = ApiError;
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
+        named(&path::<String, S>(parts, state).await?).map(Self)
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for HostPath {
     type Rejection = ApiError;
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, ApiError> {
         named(&path::<String, S>(parts, state).await?).map(Self)

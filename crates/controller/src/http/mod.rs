@@ -77,7 +77,10 @@ fn people() -> Router<Api> {
     let one_move = format!("{}/{{id}}", routes::MOVES);
     Router::new()
         .route(routes::VERSION, get(people::version))
-        .route(routes::HOSTS, get(people::hosts))
+        .route(routes::HOSTS, get(people::list_hosts))
+        .route(&format!("{}/{{host}}/evacuate", routes::HOSTS), post(people::evacuate))
+        .route(&format!("{}/{{host}}/cordon", routes::HOSTS), post(people::cordon))
+        .route(&format!("{}/{{host}}/activate", routes::HOSTS), post(people::activate))
         .route(routes::ENVIRONMENTS, get(people::environments))
         .route(
             &format!("{}/{{env}}", routes::ENVIRONMENTS),

@@ -3,18 +3,19 @@
 use axum::Json;
 use axum::extract::State;
 use godwit_api::types::{
-    ApplyAnswer, ApplyRequest, ContainerView, EnvironmentView, HostView, MigrateRequest, VersionView,
+    ActivateRequest, ApplyAnswer, ApplyRequest, ContainerView, EnvironmentView, EvacuateAnswer, EvacuateRequest,
+    HostView, MigrateRequest, VersionView,
 };
 use godwit_model::migration::Move;
-use godwit_model::{ContainerName, EnvName};
+use godwit_model::{ContainerName, EnvName, HostName};
 use serde::Deserialize;
 
 use super::Api;
 use super::error::ApiError;
-use super::extract::{Body, ContainerPath, EnvPath, MovePath, Params};
+use super::extract::{Body, ContainerPath, EnvPath, HostPath, MovePath, Params};
 use super::views::{REMOVING, Sight};
 use crate::apply::{self, ApplyError};
-use crate::{containers, moves};
+use crate::{containers, hosts, moves};
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
@@ -23,8 +24,36 @@ pub async fn version(State(api): State<Api>) -> Json<VersionView> {
     Json(VersionView { version: env!("CARGO_PKG_VERSION").to_owned(), store_id })
 }
 
-pub async fn hosts(State(api): State<Api>) -> Json<Vec<HostView>> {
+pub async fn list_hosts(State(api): State<Api>) -> Json<Vec<HostView>> {
     Json(Sight::of(&api.core).hosts())
+}
+
+pub async fn evacuate(
+    State(api): State<Api>,
+    HostPath(host): HostPath,
+    Body(EvacuateRequest { options, dry_run }): Body<EvacuateRequest>,
+) -> Answer<EvacuateAnswer> {
+    let (plan, since) = hosts::evacuate(&api.core, &host, &options, dry_run).await?;
+    Ok(Json(EvacuateAnswer { plan, since }))
+}
+
+pub async fn cordon(State(api): State<Api>, HostPath(host): HostPath) -> Answer<HostView> {
+    hosts::cordon(&api.core, &host).await?;
+    host_view(&api, &host)
+}
+
+pub async fn activate(
+    State(api): State<Api>,
+    HostPath(host): HostPath,
+    Body(ActivateRequest { bring_back }): Body<ActivateRequest>,
+) -> Answer<HostView> {
+    hosts::activate(&api.core, &host, bring_back).await?;
+    host_view(&api, &host)
+}
+
+fn host_view(api: &Api, name: &HostName) -> Answer<HostView> {
+    let found = Sight::of(&api.core).hosts().into_iter().find(|host| host.name == *name);
+    found.map(Json).ok_or_else(|| ApiError::no_host(name))
 }
 
 pub async fn environments(State(api): State<Api>) -> Json<Vec<EnvironmentView>> {

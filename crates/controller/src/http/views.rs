@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use godwit_api::types::{ContainerView, EnvironmentView, HostView, LayerView};
+use godwit_api::types::{ContainerView, EnvironmentView, EvacuationView, HostView, LayerView};
 use godwit_model::container::{ContainerState, ContainerStatus};
 use godwit_model::manifest::PublishedPort;
 use godwit_model::migration::{Move, Outcome};
@@ -57,6 +57,7 @@ impl Sight {
             reserved_memory: Bytes(0),
             reserved_cpu: MilliCpu(0),
             cloudlets: host.facts.cloudlets(),
+            evacuation: None,
         };
         for container in self.world.containers.values() {
             let owned = container.owner() == Some(name);
@@ -70,6 +71,12 @@ impl Sight {
                 view.reserved_cpu.0 = view.reserved_cpu.0.saturating_add(resources.reserved_cpu.0);
             }
         }
+        view.evacuation = host.evacuation.as_ref().map(|evacuation| EvacuationView {
+            requested_at_ms: evacuation.requested_at_ms,
+            total: evacuation.total,
+            left: view.containers,
+            stays: evacuation.stays.clone(),
+        });
         view
     }
 

@@ -108,7 +108,13 @@ async fn register(core: &Core, facts: HostFacts) -> Result<(), StateError> {
             None => {
                 let index = host_index(world).ok_or(StateError::TooManyHosts)?;
                 tx.allocate(world);
-                HostRecord { facts: facts.clone(), state: HostState::Active, index }
+                HostRecord {
+                    facts: facts.clone(),
+                    state: HostState::Active,
+                    index,
+                    evacuation: None,
+                    bring_back: Vec::new(),
+                }
             }
         };
         if old.map(|old| &old.value) != Some(&record) {

@@ -16,6 +16,7 @@ use godwit_model::migration::{Move, Phase, Progress, Summary};
 use godwit_model::{HostName, MoveId};
 use tokio::sync::{mpsc, watch};
 
+pub use check::of_container as why_unmovable;
 pub use request::{MoveError, cancel, request};
 
 use crate::core::{Core, locked};

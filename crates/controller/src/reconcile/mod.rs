@@ -2,6 +2,7 @@
 //! store or of a report, and at the latest every [`PASS_EVERY_MS`].
 
 mod collect;
+pub mod evacuate;
 mod place;
 mod prune;
 pub mod view;
@@ -23,6 +24,10 @@ const PASS_PAUSE_MS: u64 = 20;
 
 /// Runs all reconcilers until `stop`.
 pub async fn run(core: Arc<Core>, stop: CancellationToken) {
+    tokio::join!(passes(&core, &stop), evacuate::run(&core, &stop));
+}
+
+async fn passes(core: &Arc<Core>, stop: &CancellationToken) {
     let mut worlds = core.state.follow();
     let mut reports = core.links.follow();
     let mut pass = interval(Duration::from_millis(PASS_EVERY_MS));
@@ -36,11 +41,11 @@ pub async fn run(core: Arc<Core>, stop: CancellationToken) {
         }
         worlds.mark_unchanged();
         reports.mark_unchanged();
-        moves::start_missing(&core);
+        moves::start_missing(core);
         for (what, result) in [
-            ("placing containers", place::pass(&core).await),
-            ("collecting what hosts have let go of", collect::pass(&core).await),
-            ("forgetting old events and moves", prune::pass(&core).await),
+            ("placing containers", place::pass(core).await),
+            ("collecting what hosts have let go of", collect::pass(core).await),
+            ("forgetting old events and moves", prune::pass(core).await),
         ] {
             if let Err(error) = result {
                 tracing::error!(error = ErrorBody::from_chain(&error).one_line(), "{what} failed; tried again");

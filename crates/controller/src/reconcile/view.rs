@@ -4,9 +4,10 @@ use godwit_model::HostName;
 use godwit_model::host::HostState;
 use godwit_model::manifest::Spread;
 use godwit_model::migration::Outcome;
-use godwit_plan::{HostView, Placed, Request, View};
+use godwit_plan::{Container, Fleet, Host, HostView, Machine, Placed, Request, View};
 
 use crate::core::Core;
+use crate::moves::why_unmovable;
 use crate::state::World;
 use crate::state::records::ContainerRecord;
 
@@ -30,6 +31,53 @@ fn host(core: &Core, world: &World, name: &HostName) -> Option<HostView> {
         cpu: record.facts.cpus,
         placed: here.map(|c| placed(c)).collect(),
     })
+}
+
+/// The fleet as plans see it: who is where, what moves where, what cannot move and why.
+pub fn fleet(core: &Core, world: &World) -> Fleet {
+    let mut fleet = Fleet::new();
+    for (name, record) in &world.hosts {
+        let facts = &record.facts;
+        // A host without CRIU has none of its versions: nothing moves to it, or from it.
+        let line = facts.criu.as_deref().map_or("none", |version| version.split('.').next().unwrap_or(version));
+        let machine = Machine {
+            architecture: facts.architecture.clone(),
+            criu_line: Some(line.to_owned()),
+            features: facts.cpu_features.iter().cloned().collect(),
+        };
+        let connected = core.links.connected(name);
+        let host = Host::new(name.clone(), facts.memory, facts.cpus);
+        fleet.set_host(Host { state: record.state, connected, machine, ..host });
+    }
+    for container in world.containers.values() {
+        let name = container.name();
+        fleet.set_container(member(core, world, container));
+        let moving = world.open_moves().filter(|m| m.container == container.spec.id && m.outcome == Outcome::Moving);
+        let also = container.leaving.iter().map(|l| &l.host).chain(moving.map(|m| &m.to));
+        // A host that the world does not have holds no room.
+        let known = |host: &&HostName| world.hosts.contains_key(*host);
+        let result = (container.host.iter().filter(known).try_for_each(|host| fleet.put(name, host)))
+            .and_then(|()| also.filter(known).try_for_each(|host| fleet.claim(name, host)));
+        if let Err(error) = result {
+            tracing::error!(%error, "a container is missing in what plans see");
+        }
+    }
+    fleet
+}
+
+fn member(core: &Core, world: &World, container: &ContainerRecord) -> Container {
+    let request = request(world, container);
+    let resources = &container.spec.resources;
+    let report = container.owner().and_then(|host| core.links.report(host));
+    let status = report.as_ref().and_then(|r| r.containers.get(&container.spec.id));
+    let plain = Container::new(request.name, resources.reserved_memory, resources.reserved_cpu, request.spread);
+    Container {
+        volumes_on: request.only,
+        unmovable: why_unmovable(status, None),
+        used_memory: status.and_then(|s| s.memory).unwrap_or_default(),
+        bytes: status.and_then(|s| s.memory).unwrap_or_default(),
+        ..plain
+    }
 }
 
 pub fn placed(container: &ContainerRecord) -> Placed {

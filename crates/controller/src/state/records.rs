@@ -11,12 +11,14 @@
 //! | `/event/MILLISECONDS-ID` | [`godwit_model::event::Event`]; its number is the revision it was put at |
 //! | `/tick` | last in every transaction: what carries the same revision is complete when it is seen |
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use godwit_model::container::ContainerSpec;
 use godwit_model::host::{HostFacts, HostState};
 use godwit_model::manifest::Manifest;
 use godwit_model::{ContainerId, ContainerName, EnvName, Generation, HostName, MoveId};
+use godwit_plan::EvacuateOptions;
 use serde::{Deserialize, Serialize};
 
 pub const STORE_ID: &str = "/meta/store_id";
@@ -147,4 +149,21 @@ pub struct HostRecord {
     pub state: HostState,
     /// Its number, from which its address in every network follows.
     pub index: u32,
+    /// The last one that was asked for, until the host is opened again.
+    #[serde(default)]
+    pub evacuation: Option<Evacuation>,
+    /// Containers that are still to be moved here again.
+    #[serde(default)]
+    pub bring_back: Vec<ContainerName>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Evacuation {
+    pub options: EvacuateOptions,
+    /// Milliseconds since the epoch.
+    pub requested_at_ms: u64,
+    /// Containers that were there then.
+    pub total: u32,
+    /// What could not be moved away in the end, and why.
+    pub stays: BTreeMap<ContainerName, Vec<String>>,
 }

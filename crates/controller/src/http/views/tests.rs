@@ -116,7 +116,13 @@ fn facts(name: &str) -> HostFacts {
 fn sight(record: ContainerRecord, report: Option<Arc<HostReport>>) -> Sight {
     let mut world = World::default();
     for (index, name) in ["h1", "h2"].into_iter().enumerate() {
-        let host = HostRecord { facts: facts(name), state: HostState::Active, index: index as u32 };
+        let host = HostRecord {
+            facts: facts(name),
+            state: HostState::Active,
+            index: index as u32,
+            evacuation: None,
+            bring_back: Vec::new(),
+        };
         world.hosts.insert(host_name(name), versioned(host));
     }
     world.containers.insert(record.name().clone(), versioned(record));
