@@ -17,9 +17,9 @@ use crate::step::How;
 /// The most containers that one answer displaces: the depth of a chain.
 pub const MAX_DISPLACED: usize = 6;
 /// Nodes of one search, a host that is scored in a scan of all counting as a part of one.
-const MAX_NODES: u32 = 5_000;
+const MAX_NODES: u32 = 3_000;
 /// Nodes of all searches of one plan.
-pub(crate) const MAX_NODES_OF_PLAN: u32 = 20_000;
+pub(crate) const MAX_NODES_OF_PLAN: u32 = 12_000;
 const HOSTS_PER_NODE: usize = 32;
 /// What looking for an order of moves counts.
 const NODES_PER_ORDER: u32 = 50;
@@ -158,24 +158,25 @@ impl<'f: 'o, 'o> Search<'f, 'o> {
         if self.nodes_left == 0 || self.is_beaten(cost) {
             return;
         }
-        let blockers = match self.blockers(wish, host) {
-            Some(blockers) if blockers.is_empty() => {
-                self.draft.relocate(wish.member, Some(host));
-                self.cost += cost;
-                if !at_home {
-                    self.placed.push((wish.member, host));
-                }
-                self.next();
-                if !at_home {
-                    self.placed.pop();
-                }
-                self.cost -= cost;
-                self.draft.relocate(wish.member, None);
-                return;
+        let Some(obstacles) = self.obstacles(wish, host, &self.ask(wish)) else { return };
+        if !obstacles.full && !obstacles.apart {
+            self.draft.relocate(wish.member, Some(host));
+            self.cost += cost;
+            if !at_home {
+                self.placed.push((wish.member, host));
             }
-            Some(blockers) => blockers,
-            None => return,
-        };
+            self.next();
+            if !at_home {
+                self.placed.pop();
+            }
+            self.cost -= cost;
+            self.draft.relocate(wish.member, None);
+            return;
+        }
+        let Some(mut blockers) = self.blockers(wish, host, obstacles.apart) else { return };
+        let name = |blocker: &Blocker| &self.draft.member(blocker.member).container.name;
+        blockers.sort_by(|a, b| (a.cost, name(a)).cmp(&(b.cost, name(b))));
+        blockers.truncate(DISPLACED_OF_HOST);
         if self.displaced.len() > MAX_DISPLACED + self.free.len() {
             return;
         }
@@ -199,36 +200,33 @@ impl<'f: 'o, 'o> Search<'f, 'o> {
         }
     }
 
-    /// Who could make way; empty: it fits. `None`: nobody's going would help.
-    fn blockers(&self, wish: &Wish, host: HostId) -> Option<Vec<Blocker>> {
-        let ask = self.ask(wish);
-        let (mut hopeless, mut full, mut apart) = (false, false, false);
-        self.draft.against(host, &ask, |why| match why {
+    /// What keeps it out for now; `None`: nobody's going would help.
+    fn obstacles(&self, wish: &Wish, host: HostId, ask: &Ask<'_>) -> Option<Obstacles> {
+        let mut obstacles = Obstacles::default();
+        let mut hopeless = false;
+        self.draft.against(host, ask, |why| match why {
             Why::Memory { .. } | Why::Cpu { .. } => {
-                full = true;
-                ControlFlow::Continue(())
-            }
-            Why::LayerStrict(_) | Why::LayerFull { .. } | Why::Group(_) => {
-                apart = true;
+                obstacles.full = true;
                 ControlFlow::Continue(())
             }
             // Reasons to come that do not count for who is there.
             _ if wish.place == Place::Home => ControlFlow::Continue(()),
+            Why::LayerStrict(_) | Why::LayerFull { .. } | Why::Group(_) => {
+                obstacles.apart = true;
+                ControlFlow::Continue(())
+            }
             _ => {
                 hopeless = true;
                 ControlFlow::Break(())
             }
         });
-        if wish.place == Place::Home {
-            apart = false;
-        }
-        let host_of_it = &self.draft.slot(host).host;
-        if hopeless || ask.memory > host_of_it.memory.0 || ask.cpu > host_of_it.cpu_capacity() {
-            return None;
-        }
-        if !full && !apart {
-            return Some(Vec::new());
-        }
+        let known = &self.draft.slot(host).host;
+        let too_small = ask.memory > known.memory.0 || ask.cpu > known.cpu_capacity();
+        (!hopeless && !too_small).then_some(obstacles)
+    }
+
+    /// Who could make way, in no order; `None`: somebody must who cannot, or nobody can.
+    fn blockers(&self, wish: &Wish, host: HostId, apart: bool) -> Option<Vec<Blocker>> {
         let mut blockers = Vec::new();
         for id in &self.draft.occupied(host).members {
             let (in_the_way, must_go) = self.keeps_out(wish.member, *id);
@@ -241,12 +239,7 @@ impl<'f: 'o, 'o> Search<'f, 'o> {
                 None => {}
             }
         }
-        if blockers.is_empty() {
-            return None;
-        }
-        blockers.sort_by_cached_key(|b| (b.cost, self.draft.member(b.member).container.name.clone()));
-        blockers.truncate(DISPLACED_OF_HOST);
-        Some(blockers)
+        (!blockers.is_empty()).then_some(blockers)
     }
 
     /// Whether what is there keeps the other out, perhaps; whether it does for certain.
@@ -285,8 +278,13 @@ impl<'f: 'o, 'o> Search<'f, 'o> {
         }
         let mut hosts: Vec<(u64, Score, HostId)> = Vec::new();
         for host in self.draft.fleet.host_ids.values().copied() {
-            let Some(blockers) = self.blockers(wish, host) else { continue };
-            let cheapest = blockers.first().map_or(0, |b| b.cost.saturating_add(1));
+            let Some(obstacles) = self.obstacles(wish, host, &ask) else { continue };
+            let cheapest = if obstacles.full || obstacles.apart {
+                let Some(blockers) = self.blockers(wish, host, obstacles.apart) else { continue };
+                blockers.iter().map(|b| b.cost).min().map_or(0, |cost| cost.saturating_add(1))
+            } else {
+                0
+            };
             hosts.push((cheapest, self.draft.score(host, &ask), host));
         }
         hosts.sort_by(|a, b| {
@@ -300,7 +298,16 @@ impl<'f: 'o, 'o> Search<'f, 'o> {
     }
 }
 
-#[derive(Debug, Clone)]
+/// Why somebody does not fit, as far as others could make way.
+#[derive(Debug, Clone, Copy, Default)]
+struct Obstacles {
+    /// Memory or CPU.
+    full: bool,
+    /// A rule keeps it and somebody there apart.
+    apart: bool,
+}
+
+#[derive(Debug, Clone, Copy)]
 struct Blocker {
     member: MemberId,
     cost: u64,

@@ -80,7 +80,7 @@ fn change(world: &mut World, fleet: &mut Fleet, what: u8, which: usize, where_to
     if what == 0 {
         let h = world.hosts.get_mut(&host).unwrap();
         h.state = [HostState::Active, HostState::Cordoned, HostState::Failed][which % 3];
-        h.connected = which % 5 != 0;
+        h.connected = !which.is_multiple_of(5);
         h.labels.insert("zone".into(), format!("z{}", which % 3));
         h.cpu_load_permille = (which * 37 % 1000) as u16;
         h.images.insert(format!("image-{}", which % 4));

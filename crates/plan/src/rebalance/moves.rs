@@ -32,14 +32,19 @@ impl<'f> Work<'f, '_> {
     /// Layers whose containers could be spread more evenly. Returns whether the advice is full; so do the others.
     pub(super) fn repair_spread(&mut self) -> bool {
         let fleet = self.draft.fleet;
-        for id in fleet.member_ids.values().copied() {
+        let could = |id: &MemberId| {
+            let member = fleet.member(*id);
+            let home = self.draft.home(*id);
+            is_spread(member.container.spread)
+                && home.is_some_and(|home| self.could_be_better(*id, member.ties.layer, home))
+        };
+        let mut doubled: Vec<MemberId> = fleet.member_ids.values().copied().filter(could).collect();
+        // Of those that are in each other's way the cheapest goes.
+        doubled.sort_by_key(|id| fleet.member(*id).container.move_cost());
+        for id in doubled {
             let Some(home) = self.draft.home(id) else { continue };
-            let member = self.draft.member(id);
-            if !is_spread(member.container.spread) || !self.could_be_better(id, member.ties.layer, home) {
-                continue;
-            }
             let here = self.beside(id, home);
-            if !self.may_move(id) {
+            if here == (0, 0, 0) || !self.may_move(id) {
                 continue;
             }
             let Some((to, score)) = self.draft.best(&self.ask(id)) else { continue };
