@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Runs tests in a virtual machine with Debian 13's stock kernel and cgroup v2, emulated, so that it
-# needs neither KVM nor anything of this machine's kernel: vm.sh [CARGO TEST ARGUMENTS] [-- TEST ARGUMENTS]
+# Runs tests in a virtual machine with a stock Debian kernel and cgroup v2, emulated, so that it needs
+# neither KVM nor anything of this machine's kernel:
 #
+#   vm.sh [--kernel 6.12|6.1] [CARGO TEST ARGUMENTS] [-- TEST ARGUMENTS]
+#
+# 6.12 is Debian 13's kernel, 6.1 is Debian 12's: soft-dirty tracking, but no PAGEMAP_SCAN.
 # Tests are built here. The executables, the sources' other files and the private CRIU go in by a
 # disk that is a tar archive, under the same paths; what is written inside is lost at the end.
 # GODWIT_VM_TIMEOUT_S (default 900) ends it, GODWIT_VM_MEMORY_MIB (3072) is what it has,
@@ -13,7 +16,16 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 timeout_s=${GODWIT_VM_TIMEOUT_S:-900}
 memory_mib=${GODWIT_VM_MEMORY_MIB:-3072}
-vm=$PWD/.images/vm
+kernel=6.12
+if [ "${1:-}" = --kernel ]; then
+    kernel=${2:-}
+    shift $(($# > 1 ? 2 : 1))
+fi
+case $kernel in
+    6.12) suite=trixie vm=$PWD/.images/vm ;;
+    6.1) suite=bookworm vm=$PWD/.images/vm-6.1 ;;
+    *) die "no virtual machine has kernel '$kernel'; there are 6.12 (Debian 13) and 6.1 (Debian 12)" ;;
+esac
 criu=/opt/godwit/criu
 [ "$(id -u)" = 0 ] || die "not root: the virtual machine's disk is made of root's files; run: sudo ./dev vm $*"
 [ -x $criu/criu ] || scripts/criu.sh $criu trixie
@@ -21,7 +33,7 @@ criu=/opt/godwit/criu
 mkdir -p .images
 exec 9>.images/vm.lock
 flock 9
-scripts/vm-image.sh "$vm" 9>&-
+scripts/vm-image.sh "$vm" $suite 9>&-
 exec 9>&-
 
 cargo_arguments=() test_arguments=()
