@@ -8,7 +8,8 @@
 # Tests are built here. The executables, the sources' other files and the private CRIU go in by a
 # disk that is a tar archive, under the same paths; what is written inside is lost at the end.
 # GODWIT_VM_TIMEOUT_S (default 900) ends it, GODWIT_VM_MEMORY_MIB (3072) is what it has,
-# GODWIT_VM_RUN runs a shell command inside instead of the tests, with `godwit` in its PATH.
+# GODWIT_VM_RUN is a shell command that runs inside instead of all tests, with `godwit` in its PATH, and
+# `run NAME [TEST ARGUMENTS]` for the tests of one executable.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 # shellcheck source=scripts/common.sh
@@ -64,6 +65,7 @@ stage=$run/stage
 guest=$stage/godwit-vm
 mkdir -p "$guest"
 install -m 755 scripts/vm-guest.sh "$guest/guest.sh"
+cp "$run/executables" "$guest/executables"
 while read -r _ _ executable; do
     mkdir -p "$stage$(dirname "$executable")"
     strip --strip-debug -o "$stage$executable" "$executable"
@@ -74,18 +76,25 @@ mkdir -p "$stage${target:-$PWD/target}/tmp"
 {
     printf 'cd %q\nexport INSTA_WORKSPACE_ROOT=%q INSTA_UPDATE=no RUST_BACKTRACE=1 RUST_TEST_THREADS=1\n' "$PWD" "$PWD"
     printf 'export GODWIT_CRIU_LOG_LEVEL=%q PATH=$PATH:%q\n' "${GODWIT_CRIU_LOG_LEVEL:-}" "${target:-$PWD/target}/debug"
+    # The shell of the virtual machine expands these.
+    # shellcheck disable=SC2016
+    printf '%s\n' 'failed=' 'run() {
+        local name=$1 test package executable; shift
+        while read -r test package executable <&3; do
+            case $test-${executable##*/} in true-$name-*) ;; *) continue ;; esac
+            echo "vm: ${executable##*/}"
+            (cd "$package" && "$executable" "$@") || failed="$failed ${executable##*/}"
+        done 3</godwit-vm/executables
+    }'
     if [ -n "${GODWIT_VM_RUN:-}" ]; then
         printf '%s\n' "$GODWIT_VM_RUN"
     else
-        echo 'failed='
-        while read -r test package executable; do
-            [ "$test" = true ] || continue
-            printf 'echo "vm: %s"\n(cd %q && %q' "${executable##*/}" "$package" "$executable"
-            [ ${#test_arguments[@]} -eq 0 ] || printf ' %q' "${test_arguments[@]}"
-            printf ') || failed="$failed %s"\n' "${executable##*/}"
-        done <"$run/executables"
-        echo '[ -z "$failed" ] || { echo "vm: failed:$failed"; exit 1; }'
+        printf "run '*'"
+        [ ${#test_arguments[@]} -eq 0 ] || printf ' %q' "${test_arguments[@]}"
+        echo
     fi
+    # shellcheck disable=SC2016
+    echo '[ -z "$failed" ] || { echo "vm: failed:$failed"; exit 1; }'
 } >"$guest/run.sh"
 
 parts=(Cargo.toml Cargo.lock crates examples docs)

@@ -18,9 +18,9 @@ fn nothing_is_lost(seed: u64) {
         return;
     }
     let victim = Victim::start(&["churn", &seed.to_string()]);
-    let mut tracker = Tracker::new().unwrap();
+    let mut tracker = Tracker::new(victim.pause()).unwrap();
     let mut model = Model::default();
-    let (mut longest_stop, mut compared, mut stops) = (Duration::ZERO, 0, 0);
+    let (mut longest_stop, mut longest_pause, mut compared, mut stops) = (Duration::ZERO, Duration::ZERO, 0, 0);
     let began = Instant::now();
     for _ in 0..ROUNDS {
         let round = tracker.round(&victim.pids(), Target::Running).unwrap();
@@ -31,6 +31,7 @@ fn nothing_is_lost(seed: u64) {
             stops += usize::from(process.stopped.is_some());
             longest_stop = longest_stop.max(process.stopped.unwrap_or_default());
         }
+        longest_pause = longest_pause.max(round.paused);
         compared += round.objects.iter().filter(|o| o.compared).count();
         model.take(&tracker, &round);
         std::thread::sleep(Duration::from_millis(20));
@@ -42,10 +43,11 @@ fn nothing_is_lost(seed: u64) {
     assert!(pages > 3 * 1024, "the program has ended");
     eprintln!(
         "seed {seed}: {} processes, {pages} pages equal; read {} MiB in {ROUNDS} rounds and {:?}; {stops} stops, \
-         longest {longest_stop:?}; {compared} objects compared",
+         longest {longest_stop:?}; longest pause {longest_pause:?}; {compared} objects compared; by {}",
         last.processes.len(),
         model.bytes_read >> 20,
         began.elapsed(),
+        tracker.means(),
     );
     // The next attempt after a failed one: the program goes on, and tracking is still right.
     victim.thaw();
@@ -99,7 +101,7 @@ fn what_is_written_between_two_turns_of_a_scan_is_told() {
         return;
     }
     let victim = Victim::start(&["scatter", "64"]);
-    let (mut tracker, mut model) = (Tracker::new().unwrap(), Model::default());
+    let (mut tracker, mut model) = (Tracker::new(victim.pause()).unwrap(), Model::default());
     let enough = |round: &Round| {
         let runs = round.processes[0].pages.ranges().len();
         assert!(runs > 1024, "{runs} runs do not fill the kernel's buffer of 512 twice");
@@ -135,7 +137,7 @@ fn interrupted_while(kind: &str, limit: Duration) -> (i64, i64, i64) {
     let end = Instant::now() + limit;
     let (mut longest, mut times) = (Duration::ZERO, 0);
     while Instant::now() < end {
-        let mut tracker = Tracker::new().unwrap();
+        let mut tracker = Tracker::new(victim.pause()).unwrap();
         let round = tracker.round(&[victim.pid()], Target::Running).unwrap();
         let Some(process) = round.processes.first() else { break };
         // It ends under the tracker's hands once.
@@ -192,7 +194,7 @@ fn no_signal_is_lost_while_a_thread_is_borrowed() {
     });
     let mut times = 0;
     while !sender.is_finished() {
-        let mut tracker = Tracker::new().unwrap();
+        let mut tracker = Tracker::new(victim.pause()).unwrap();
         let round = tracker.round(&[pid], Target::Running).unwrap();
         assert!(round.processes[0].untracked.is_none(), "{:?}", round.processes[0].untracked);
         times += 1;
@@ -210,7 +212,7 @@ fn a_stopped_process_can_be_armed_and_stays_stopped() {
     }
     let mut victim = Victim::start(&["wait", "nanosleep"]);
     victim.freeze();
-    let mut tracker = Tracker::new().unwrap();
+    let mut tracker = Tracker::new(victim.pause()).unwrap();
     let round = tracker.round(&[victim.pid()], Target::Running).unwrap();
     assert!(round.processes[0].stopped.is_some(), "{:?}", round.processes[0].untracked);
     std::thread::sleep(Duration::from_millis(50));
@@ -233,7 +235,7 @@ fn nothing_is_left_behind() {
     };
     let before = (count("fd"), count("task"));
     for _ in 0..5 {
-        let mut tracker = Tracker::new().unwrap();
+        let mut tracker = Tracker::new(victim.pause()).unwrap();
         tracker.round(&victim.pids(), Target::Running).unwrap();
         tracker.round(&victim.pids(), Target::Running).unwrap();
         assert_eq!(inside(), 0);

@@ -227,6 +227,10 @@ pub struct Summary {
     /// Why memory was copied while the container stood still; `None`: in rounds while it ran.
     #[serde(default)]
     pub stood_still: Option<String>,
+    /// For how long it stood still in all, in milliseconds, so that its memory could be looked at while it was copied:
+    /// its host tells written pages by soft-dirty bits. `None`: they are told otherwise, or not.
+    #[serde(default)]
+    pub paused_ms: Option<f64>,
 }
 
 /// The named parts of the downtime, in order.

@@ -156,6 +156,7 @@ fn cost_of(ready: FromAgent) -> Summary {
         slowed_to_percent,
         late_bytes,
         stood_still,
+        paused_ms,
     } = ready
     else {
         return Summary::default();
@@ -170,6 +171,7 @@ fn cost_of(ready: FromAgent) -> Summary {
         slowed_to_percent,
         late_bytes,
         stood_still,
+        paused_ms,
         ..Summary::default()
     }
 }

@@ -9,9 +9,10 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use godwit_memory::{Content, ObjectId, PageRange, PageReader, PageSet, Round, Tracker};
+use godwit_memory::{Content, ObjectId, PageRange, PageReader, PageSet, Pause, Round, Tracker};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
@@ -78,6 +79,12 @@ impl Victim {
         }
     }
 
+    /// What a tracker makes them stand still by.
+    pub fn pause(&self) -> Arc<dyn Pause> {
+        let leader = self.pid();
+        stopping(move || group(leader).into_iter().filter(|(_, state)| *state != 'Z').map(|(pid, _)| pid).collect())
+    }
+
     pub fn thaw(&self) {
         killpg(Pid::from_raw(self.pid()), Signal::SIGCONT).unwrap();
     }
@@ -92,6 +99,39 @@ impl Drop for Victim {
         while Instant::now() < deadline && group(self.pid()).iter().any(|(_, state)| *state != 'Z') {
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+}
+
+struct Stopping<F>(F);
+
+/// Makes these processes stand still by SIGSTOP.
+pub fn stopping(pids: impl Fn() -> Vec<i32> + Send + Sync + 'static) -> Arc<dyn Pause> {
+    Arc::new(Stopping(pids))
+}
+
+impl<F: Fn() -> Vec<i32> + Send + Sync> Pause for Stopping<F> {
+    fn pause(&self) -> std::io::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            let pids = self.0();
+            // They may end meanwhile.
+            pids.iter().for_each(|pid| {
+                let _ = kill(Pid::from_raw(*pid), Signal::SIGSTOP);
+            });
+            std::thread::sleep(Duration::from_millis(1));
+            // Also those that were born meanwhile.
+            if self.0().iter().all(|pid| threads_stopped(*pid)) {
+                return Ok(());
+            }
+            assert!(Instant::now() < deadline, "{pids:?} do not stop");
+        }
+    }
+
+    fn resume(&self) -> std::io::Result<()> {
+        self.0().iter().for_each(|pid| {
+            let _ = kill(Pid::from_raw(*pid), Signal::SIGCONT);
+        });
+        Ok(())
     }
 }
 

@@ -101,6 +101,7 @@ where
         self.memory = Some(memory);
         let stats = result.map_err(|source| SendError::Memory { phase, source })?;
         self.memory_bytes += stats.sent_bytes;
+        self.paused = self.paused.map(|before| before + stats.paused);
         Ok(stats)
     }
 }
@@ -118,7 +119,7 @@ pub(super) fn memory_in_rounds<L: Workload>(version: u32, workload: &L) -> Resul
         None => {
             let compression =
                 if version >= PACKED_VERSION { workload.options().compression } else { Compression::Never };
-            Memory::new(compression).map_err(|error| error.to_string())
+            Memory::new(compression, workload.pause()).map_err(|error| error.to_string())
         }
     }
 }

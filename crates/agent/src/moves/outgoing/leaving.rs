@@ -9,7 +9,7 @@ use godwit_api::link::FromAgent;
 use godwit_api::types::ErrorBody;
 use godwit_container::keeper::state::read_state;
 use godwit_container::{Cgroup, LaunchSpec};
-use godwit_memory::{PageFilter, Round};
+use godwit_memory::{PageFilter, Pause, Round};
 use godwit_migrate::source::{DumpMemory, FIXED_MS, Lane, PartError, Workload};
 use godwit_model::container::{ContainerSpec, ContainerState};
 use godwit_model::migration::{MoveOptions, Phase, Progress};
@@ -114,6 +114,20 @@ impl Leaving {
     }
 }
 
+/// A container that stands still for a moment, while its memory is looked at. Nothing is switched: what comes in
+/// meanwhile waits in its sockets.
+struct Standstill(Cgroup);
+
+impl Pause for Standstill {
+    fn pause(&self) -> std::io::Result<()> {
+        self.0.freeze().map_err(std::io::Error::other)
+    }
+
+    fn resume(&self) -> std::io::Result<()> {
+        self.0.thaw().map_err(std::io::Error::other)
+    }
+}
+
 impl Workload for Leaving {
     fn trees(&self) -> Vec<(String, PathBuf)> {
         let volumes = volumes_dir(&self.host, &self.spec.name);
@@ -128,6 +142,10 @@ impl Workload for Leaving {
 
     fn pids(&self) -> Result<Vec<i32>, PartError> {
         Ok(self.cgroup.pids()?.into_iter().map(u32::cast_signed).collect())
+    }
+
+    fn pause(&self) -> Arc<dyn Pause> {
+        Arc::new(Standstill(self.cgroup.clone()))
     }
 
     fn options(&self) -> MoveOptions {
