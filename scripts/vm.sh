@@ -120,7 +120,7 @@ TMPDIR=$run "$vm/qemu" -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m "
     -chardev "file,id=result,path=$run/result" -device virtserialport,chardev=result,name=result \
     </dev/null >"$run/console" 2>"$run/qemu.log" &
 qemu=$!
-tr -d '\r' <"$run/console" &
+sed -u 's/\r$//' <"$run/console" &
 output=$!
 # The emulator's own end, or the time's; whichever is first.
 waited=0

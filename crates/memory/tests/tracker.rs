@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use common::{Model, Victim, root_or_skip, signal};
-use godwit_memory::{Round, Target, Tracker};
+use godwit_memory::{Means, Round, Target, Tracker};
 use nix::sys::signal::Signal;
 
 /// Rounds while the program runs, before the last one.
@@ -102,7 +102,12 @@ fn what_is_written_between_two_turns_of_a_scan_is_told() {
     }
     let victim = Victim::start(&["scatter", "64"]);
     let (mut tracker, mut model) = (Tracker::new(victim.pause()).unwrap(), Model::default());
-    let enough = |round: &Round| {
+    // Of soft-dirty bits no scan tells; and memory is huge pages at first, of which a write marks the whole.
+    let means = tracker.means();
+    let enough = |round: &Round, time: usize| {
+        if means == Means::SoftDirty && time == 0 {
+            return;
+        }
         let runs = round.processes[0].pages.ranges().len();
         assert!(runs > 1024, "{runs} runs do not fill the kernel's buffer of 512 twice");
     };
@@ -111,13 +116,13 @@ fn what_is_written_between_two_turns_of_a_scan_is_told() {
             let round = tracker.round(&victim.pids(), Target::Running).unwrap();
             // The first of all finds one run: everything.
             if (time, again) != (0, 0) {
-                enough(&round);
+                enough(&round, time);
             }
             model.take(&tracker, &round);
             wait_for_writes(&victim);
         }
         let last = tracker.round(&victim.freeze(), Target::Frozen).unwrap();
-        enough(&last);
+        enough(&last, time);
         model.take(&tracker, &last);
         model.compare(&last);
         victim.thaw();
