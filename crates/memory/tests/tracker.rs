@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use common::{Model, Victim, root_or_skip, signal};
-use godwit_memory::{Means, Round, Target, Tracker};
+use godwit_memory::{Means, Round, Target, TrackError, Tracker};
 use nix::sys::signal::Signal;
 
 /// Rounds while the program runs, before the last one.
@@ -47,7 +47,7 @@ fn nothing_is_lost(seed: u64) {
         last.processes.len(),
         model.bytes_read >> 20,
         began.elapsed(),
-        tracker.means(),
+        tracker.means().unwrap(),
     );
     // The next attempt after a failed one: the program goes on, and tracking is still right.
     victim.thaw();
@@ -105,7 +105,7 @@ fn what_is_written_between_two_turns_of_a_scan_is_told() {
     // Of soft-dirty bits no scan tells; and memory is huge pages at first, of which a write marks the whole.
     let means = tracker.means();
     let enough = |round: &Round, time: usize| {
-        if means == Means::SoftDirty && time == 0 {
+        if means == Some(Means::SoftDirty) && time == 0 {
             return;
         }
         let runs = round.processes[0].pages.ranges().len();
@@ -127,6 +127,34 @@ fn what_is_written_between_two_turns_of_a_scan_is_told() {
         model.compare(&last);
         victim.thaw();
         wait_for_writes(&victim);
+    }
+}
+
+/// What is reserved only is not looked at page by page.
+#[test]
+fn address_space_without_memory_costs_little_or_is_refused() {
+    if !root_or_skip() {
+        return;
+    }
+    // 1.3 ms per GiB if it were read.
+    let victim = Victim::start(&["reserve", "65536", "false"]);
+    let mut tracker = Tracker::new(victim.pause()).unwrap();
+    for _ in 0..2 {
+        let began = Instant::now();
+        let round = tracker.round(&[victim.pid()], Target::Running).unwrap();
+        let process = &round.processes[0];
+        assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+        assert!(process.carried.bytes() > 64 << 40 && process.pages.bytes() < 64 << 20, "{}", process.pages.bytes());
+    }
+    let victim = Victim::start(&["reserve", "1024", "true"]);
+    let mut tracker = Tracker::new(victim.pause()).unwrap();
+    let round = tracker.round(&[victim.pid()], Target::Running);
+    match tracker.means().unwrap() {
+        Means::Protection => assert!(round.unwrap().processes[0].carried.bytes() > 1 << 40),
+        Means::SoftDirty => {
+            let error = round.unwrap_err();
+            assert!(matches!(error, TrackError::Sparse { gib: 1000.., .. }), "{error}");
+        }
     }
 }
 

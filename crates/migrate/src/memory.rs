@@ -61,8 +61,14 @@ impl Memory {
         Ok(Self { tracker: Tracker::new(pause)?, packer, rounds: 0 })
     }
 
-    /// How written pages are told.
-    pub fn means(&self) -> Means {
+    /// For one round over processes that stand still, on a kernel that cannot tell written pages.
+    pub fn for_one_round(compression: Compression) -> Result<Self, MemoryError> {
+        let packer = Packer::new(compression).map_err(MemoryError::Pack)?;
+        Ok(Self { tracker: Tracker::for_one_round()?, packer, rounds: 0 })
+    }
+
+    /// How written pages are told; `None`: they are not.
+    pub fn means(&self) -> Option<Means> {
         self.tracker.means()
     }
 

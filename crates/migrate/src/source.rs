@@ -33,7 +33,7 @@ use crate::wire::{
 };
 pub use lanes::Lane;
 use lanes::Lanes;
-use memory::{memory_in_rounds, without_rounds};
+use memory::{NoRounds, memory_in_rounds, without_rounds};
 use slow::Brake;
 
 /// What a move without anything left to send stands still for, in milliseconds, before any has been measured
@@ -187,10 +187,14 @@ where
     // Where nobody can tell written pages, memory goes through CRIU while everything stands still.
     match memory_in_rounds(version, workload) {
         Ok(memory) => {
-            source.paused = (memory.means() == Means::SoftDirty).then_some(Duration::ZERO);
+            source.paused = (memory.means() == Some(Means::SoftDirty)).then_some(Duration::ZERO);
             source.memory = Some(memory);
         }
-        Err(why) => source.stood_still = Some(without_rounds(why, workload.options())?),
+        Err(NoRounds { why, after: Some(memory) }) => {
+            tracing::info!(why, "memory follows after the hand-over");
+            (source.memory, source.late, source.stood_still) = (Some(*memory), true, Some(why));
+        }
+        Err(NoRounds { why, after: None }) => source.stood_still = Some(without_rounds(why, workload.options())?),
     }
     let carried = source.memory.is_some();
     let share = source.lanes.pace(workload.options().bandwidth);
@@ -237,7 +241,7 @@ struct Source<R, W> {
     version: u32,
     /// What is left of memory follows after `Final`.
     late: bool,
-    /// Why there are no rounds of memory, where there are none.
+    /// Why there are no rounds of memory, where there are none; whether there is `memory` says what happens instead.
     stood_still: Option<String>,
     /// For how long it stood still for looks at its memory; `None` where it need not.
     paused: Option<Duration>,

@@ -46,7 +46,7 @@ pub enum WrittenPages {
         #[serde(default)]
         by: ToldBy,
     },
-    /// It does not: memory is copied while the container stands still.
+    /// It does not: memory is copied while the container stands still, or after the hand-over where that is allowed.
     Untold { because: String },
 }
 
@@ -72,7 +72,10 @@ impl std::fmt::Display for WrittenPages {
                 f.write_str("told by the kernel (soft-dirty bits: a container stands still for a moment in each round)")
             }
             Self::Untold { because } => {
-                write!(f, "not told, memory is copied while the container stands still: {because}")
+                write!(
+                    f,
+                    "not told, memory is copied while the container stands still, or later if that is allowed: {because}"
+                )
             }
         }
     }

@@ -224,7 +224,7 @@ pub struct Summary {
     /// Memory that followed when the container ran on the other host already, in bytes.
     #[serde(default)]
     pub late_bytes: u64,
-    /// Why memory was copied while the container stood still; `None`: in rounds while it ran.
+    /// Why memory was not copied in rounds while the container ran, but while it stood still, or later (`late_bytes`).
     #[serde(default)]
     pub stood_still: Option<String>,
     /// For how long it stood still in all, in milliseconds, so that its memory could be looked at while it was copied:

@@ -126,6 +126,7 @@ fn cost_rows(summary: &Summary) -> Vec<(String, String)> {
     }
     let copied = match &summary.stood_still {
         None => format!("in rounds while it ran{}", paused(summary)),
+        Some(why) if summary.late_bytes > 0 => format!("not before the hand-over: {why}"),
         Some(why) => format!("while it stood still: {why}"),
     };
     rows.push(("memory copied".to_owned(), copied));

@@ -23,7 +23,7 @@ mod soft;
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -40,8 +40,8 @@ pub use object::{ObjectId, ObjectKind};
 pub use process::inner_pid;
 use process::{Layout, Process, is_gone};
 use shared::Objects;
+use soft::Never;
 pub use soft::Pause;
-use soft::Paused;
 
 /// Processes in one tracker.
 const MAX_PROCESSES: usize = 4096;
@@ -60,6 +60,8 @@ pub enum TrackError {
          echo 2 > /sys/kernel/mm/ksm/run"
     )]
     Merging,
+    #[error("which pages a process has could not be read in /proc/PID/pagemap")]
+    PageMap(#[source] io::Error),
     #[error("the processes could not be made to stand still for a look at which pages they have written")]
     Pause(#[source] io::Error),
     #[error("a thread for watching forks could not be started")]
@@ -74,6 +76,11 @@ pub enum TrackError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "process {pid} has {gib} GiB of address space with hardly anything in it, which takes too long to read on this \
+         kernel; Linux 6.7 or newer skips it, --mode stop-and-copy leaves it to CRIU"
+    )]
+    Sparse { pid: i32, gib: u64 },
     #[error("shared memory {id:?} could not be read")]
     Object {
         id: ObjectId,
@@ -165,6 +172,7 @@ pub struct Tracker {
     objects: Objects,
     forks: ForkWatch,
     look: Look,
+    means: Option<Means>,
     pause: Arc<dyn Pause>,
     incarnations: u64,
 }
@@ -187,19 +195,31 @@ impl Tracker {
     /// A tracker that knows no process yet; where the kernel needs it, `pause` is how all of them are made to stand still
     /// for a moment. Needs CAP_SYS_PTRACE, CAP_SYS_ADMIN and CAP_CHECKPOINT_RESTORE.
     pub fn new(pause: Arc<dyn Pause>) -> Result<Self, TrackError> {
-        let look = Look::choose()?;
+        let (look, means) = Look::choose()?;
+        Self::by(look, Some(means), pause)
+    }
+
+    /// A tracker for one round over processes that stand still, which tells all that is there: on kernels that cannot
+    /// tell written pages, too. Needs CAP_SYS_PTRACE and CAP_SYS_ADMIN.
+    pub fn for_one_round() -> Result<Self, TrackError> {
+        Self::by(Look::everything()?, None, Arc::new(Never))
+    }
+
+    fn by(look: Look, means: Option<Means>, pause: Arc<dyn Pause>) -> Result<Self, TrackError> {
         Ok(Self {
             processes: HashMap::new(),
             objects: Objects::default(),
             forks: ForkWatch::start().map_err(TrackError::Thread)?,
             look,
+            means,
             pause,
             incarnations: 0,
         })
     }
 
-    pub fn means(&self) -> Means {
-        self.look.means()
+    /// How it tells written pages; `None`: it does not.
+    pub fn means(&self) -> Option<Means> {
+        self.means
     }
 
     /// Makes a round over exactly the processes `pids` (numbers here): what was written since the last one. New
@@ -231,7 +251,7 @@ impl Tracker {
             let found = self.meet(pid, before, target);
             met.extend(self.unless_gone(pid, before, found, round)?);
         }
-        let marks = target == Target::Running && self.means() == Means::SoftDirty;
+        let marks = target == Target::Running && self.means == Some(Means::SoftDirty);
         if !marks {
             return self.look_at_all(met, target, round);
         }
@@ -243,12 +263,17 @@ impl Tracker {
             self.take_marks(&pids_of(&met))?;
             self.look_at_all(met, target, round)?;
         } else {
-            let (pids, pause) = (pids_of(&met), Arc::clone(&self.pause));
-            let paused = Paused::new(&*pause)?;
-            self.look_at_all(met, target, round)?;
-            // After all looks: processes can share an address space.
-            self.take_marks(&pids)?;
-            round.paused = paused.resume()?;
+            let (begun, pause) = (Instant::now(), Arc::clone(&self.pause));
+            let (mut met, mut looked) = (Some(met), Ok(()));
+            let mut work = || {
+                let met = met.take().unwrap_or_default();
+                let pids = pids_of(&met);
+                // After all looks: processes can share an address space.
+                looked = self.look_at_all(met, target, round).and_then(|()| self.take_marks(&pids));
+            };
+            pause.still(&mut work).map_err(TrackError::Pause)?;
+            looked?;
+            round.paused = begun.elapsed();
         }
         for told in &round.processes {
             if let Some(process) = self.processes.get(&told.pid) {
@@ -321,7 +346,7 @@ impl Tracker {
         let Some(layout) = process.layout()? else { return Ok(None) };
         let changes = match &mut self.look {
             Look::Protection { scanner, present } => process.changes(&layout.private, scanner, present, target)?,
-            Look::SoftDirty { map } => {
+            Look::SoftDirty { map } | Look::Everything { map } => {
                 let registered = process.register(&layout.private);
                 process.marked(&layout.private, &registered, map)?
             }
@@ -329,7 +354,7 @@ impl Tracker {
         let Layout { private, shared, mut left, .. } = layout;
         let scanner = match &mut self.look {
             Look::Protection { scanner, .. } => Some(scanner),
-            Look::SoftDirty { .. } => None,
+            Look::SoftDirty { .. } | Look::Everything { .. } => None,
         };
         let shared = self.objects.look_at(process, &shared, scanner, target, &mut left)?;
         Ok(Some(ProcessPages {

@@ -110,27 +110,23 @@ pub fn stopping(pids: impl Fn() -> Vec<i32> + Send + Sync + 'static) -> Arc<dyn 
 }
 
 impl<F: Fn() -> Vec<i32> + Send + Sync> Pause for Stopping<F> {
-    fn pause(&self) -> std::io::Result<()> {
+    fn still(&self, work: &mut dyn FnMut()) -> std::io::Result<()> {
         let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            let pids = self.0();
+        let all = |signal| {
             // They may end meanwhile.
-            pids.iter().for_each(|pid| {
-                let _ = kill(Pid::from_raw(*pid), Signal::SIGSTOP);
-            });
+            self.0().iter().for_each(|pid| kill(Pid::from_raw(*pid), signal).unwrap_or_default());
+        };
+        loop {
+            all(Signal::SIGSTOP);
             std::thread::sleep(Duration::from_millis(1));
             // Also those that were born meanwhile.
             if self.0().iter().all(|pid| threads_stopped(*pid)) {
-                return Ok(());
+                break;
             }
-            assert!(Instant::now() < deadline, "{pids:?} do not stop");
+            assert!(Instant::now() < deadline, "{:?} do not stop", self.0());
         }
-    }
-
-    fn resume(&self) -> std::io::Result<()> {
-        self.0().iter().for_each(|pid| {
-            let _ = kill(Pid::from_raw(*pid), Signal::SIGCONT);
-        });
+        work();
+        all(Signal::SIGCONT);
         Ok(())
     }
 }

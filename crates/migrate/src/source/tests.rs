@@ -21,10 +21,8 @@ impl Slow {
 struct Still;
 
 impl Pause for Still {
-    fn pause(&self) -> std::io::Result<()> {
-        Ok(())
-    }
-    fn resume(&self) -> std::io::Result<()> {
+    fn still(&self, work: &mut dyn FnMut()) -> std::io::Result<()> {
+        work();
         Ok(())
     }
 }

@@ -18,6 +18,7 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::task::JoinHandle;
 
+use super::standstill::Standstill;
 use super::{Held, Plan, WRITE_BUFFER_BYTES, connect, thaw};
 use crate::host::{Host, locked};
 use crate::laps::Laps;
@@ -40,6 +41,7 @@ pub(super) struct Leaving {
     pub(super) plan: Plan,
     pub(super) spec: ContainerSpec,
     pub(super) cgroup: Cgroup,
+    pub(super) standstill: Arc<Standstill>,
     pub(super) pid: u32,
     pub(super) shared: Arc<Shared>,
     pub(super) dirs: Option<WorkDirs>,
@@ -114,20 +116,6 @@ impl Leaving {
     }
 }
 
-/// A container that stands still for a moment, while its memory is looked at. Nothing is switched: what comes in
-/// meanwhile waits in its sockets.
-struct Standstill(Cgroup);
-
-impl Pause for Standstill {
-    fn pause(&self) -> std::io::Result<()> {
-        self.0.freeze().map_err(std::io::Error::other)
-    }
-
-    fn resume(&self) -> std::io::Result<()> {
-        self.0.thaw().map_err(std::io::Error::other)
-    }
-}
-
 impl Workload for Leaving {
     fn trees(&self) -> Vec<(String, PathBuf)> {
         let volumes = volumes_dir(&self.host, &self.spec.name);
@@ -145,7 +133,7 @@ impl Workload for Leaving {
     }
 
     fn pause(&self) -> Arc<dyn Pause> {
-        Arc::new(Standstill(self.cgroup.clone()))
+        Arc::clone(&self.standstill) as Arc<dyn Pause>
     }
 
     fn options(&self) -> MoveOptions {
@@ -226,11 +214,16 @@ impl Workload for Leaving {
     }
 
     async fn freeze(&mut self) -> Result<Vec<(String, Vec<u8>)>, PartError> {
-        let (cgroup, mac, vni) = (self.cgroup.clone(), Mac(self.spec.network.mac.0), self.spec.network.vni);
+        let (cgroup, standstill) = (self.cgroup.clone(), Arc::clone(&self.standstill));
+        let (mac, vni) = (Mac(self.spec.network.mac.0), self.spec.network.vni);
         let mut laps = Laps::default();
         locked(&self.held).expedited = Some(self.host.expedite.begin());
         // Files that were written before the freeze shall not be on their way to the disk in the middle of it.
-        tokio::task::spawn_blocking(move || cgroup.freeze()).await??;
+        let freeze = move || {
+            standstill.end();
+            cgroup.freeze()
+        };
+        tokio::task::spawn_blocking(freeze).await??;
         self.show(ContainerState::Frozen);
         laps.lap("freezer");
         // Frames switch first, the port is muted after: a reply on its way out still leaves. And muted before the dump:

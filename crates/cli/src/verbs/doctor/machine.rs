@@ -68,7 +68,8 @@ fn written_pages(is_root: bool) -> Check {
         ),
         Err(error) => need.warning(
             chain(&error),
-            "Linux 6.7 or newer with CONFIG_USERFAULTFD; without it memory is copied while the container stands still",
+            "Linux 6.7 or newer with CONFIG_USERFAULTFD, or CONFIG_MEM_SOFT_DIRTY; without either memory is copied while the \
+             container stands still, or follows after the hand-over (--mode post-copy, or --max-downtime)",
         ),
     }
 }
