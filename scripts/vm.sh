@@ -44,9 +44,10 @@ test_arguments=("$@")
 [ ${#cargo_arguments[@]} -gt 0 ] || cargo_arguments=(--package godwit-container)
 
 run=$(mktemp -d "${TMPDIR:-/var/tmp}/godwit-vm.XXXXXX")
-qemu=
+qemu= timer=
 clean_up() {
     [ -z "$qemu" ] || kill -KILL "$qemu" 2>/dev/null || true
+    [ -z "$timer" ] || kill "$timer" 2>/dev/null || true
     rm -rf "$run"
 }
 trap clean_up EXIT
@@ -128,6 +129,7 @@ waited=0
 timer=$!
 wait -n "$qemu" "$timer" || true
 kill "$timer" 2>/dev/null || waited=1
+timer=
 kill -KILL "$qemu" 2>/dev/null || true
 wait "$qemu" 2>/dev/null || true
 qemu=
