@@ -4,6 +4,23 @@
 # the commands that came with it in run.sh. Its exit code goes out through the port "result".
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 TERM=dumb
 
+# How long console and port may take to appear, in tenths of a second.
+READY_TENTHS=100
+
+# Debian 12's kernel has them as modules; until they are there the console is the serial line.
+find_outside() {
+    modprobe -a virtio_pci virtio_console
+    for ((n = 0; n < READY_TENTHS; n++)); do
+        port=$(grep -lx result /sys/class/virtio-ports/*/name 2>/dev/null)
+        if [ -n "$port" ] && [ -c /dev/hvc0 ]; then
+            exec >/dev/hvc0 2>&1
+            return
+        fi
+        sleep 0.1
+    done
+    echo "vm: no way out of the virtual machine: its virtio console or port does not appear"
+}
+
 prepare() {
     set -e
     mount -t proc -o nosuid,nodev,noexec proc /proc
@@ -31,14 +48,16 @@ prepare() {
         unix_diag inet_diag tcp_diag udp_diag af_packet_diag netlink_diag
 }
 
-if (prepare); then
+(prepare)
+prepared=$?
+find_outside
+if [ $prepared = 0 ]; then
     setsid -w bash /godwit-vm/run.sh </dev/null
     code=$?
 else
     echo "vm: cannot prepare the virtual machine (the message is above)"
     code=125
 fi
-port=$(grep -lx result /sys/class/virtio-ports/*/name)
 echo "$code" >"/dev/$(basename "$(dirname "$port")")"
 sync
 busybox poweroff -f

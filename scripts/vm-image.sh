@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What ./dev vm boots, from Debian 13's packages alone: vm-image.sh DIRECTORY
+# What ./dev vm boots, from the packages of one Debian release alone: vm-image.sh DIRECTORY SUITE
 #
 #   DIRECTORY/qemu     starts the emulator, unpacked with its libraries: the machine gets no package for it
 #   DIRECTORY/vmlinuz  the stock cloud kernel; NVMe and ext4 are built in, so it needs no initial memory disk
@@ -12,7 +12,7 @@ set -euo pipefail
 here=$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")
 # shellcheck source=scripts/common.sh
 . "$here/common.sh"
-dir=$1 suite=trixie
+dir=$1 suite=$2
 
 # busybox-static is what test containers run; the others are what Godwit and its tests start.
 packages=iproute2,nftables,busybox-static,kmod,procps,curl,redis-server,redis-tools
@@ -64,6 +64,8 @@ for package in "$apt"/cache/archives/*.deb; do
     dpkg-deb --extract "$package" "$new/prefix"
 done
 dpkg-deb --extract "$apt/$kernel"_*.deb "$new/kernel"
+# Debian 12's kernels have their modules beneath /lib, which is the same directory in the root file system.
+[ ! -d "$new/kernel/lib/modules" ] || { mkdir -p "$new/kernel/usr/lib" && mv "$new/kernel/lib/modules" "$new/kernel/usr/lib/"; }
 rm -rf "$new"/prefix/usr/share/{doc,man,locale}
 # Debian's merged /usr: packages ship usr/lib, links at the top come from the base system, absent here.
 for name in lib lib64; do
@@ -73,6 +75,7 @@ cat >"$new/qemu" <<'TEXT'
 #!/bin/sh
 # exec, so the process the caller started is the emulator itself.
 prefix=$(dirname "$(readlink -f "$0")")/prefix
+export QEMU_MODULE_DIR=$prefix/usr/lib/x86_64-linux-gnu/qemu # where accelerators are modules
 exec "$prefix/lib64/ld-linux-x86-64.so.2" --library-path "$prefix/usr/lib/x86_64-linux-gnu" \
     "$prefix/usr/bin/qemu-system-x86_64" -L "$prefix/usr/share/qemu" -L "$prefix/usr/share/seabios" "$@"
 TEXT

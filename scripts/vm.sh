@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# Runs tests in a virtual machine with Debian 13's stock kernel and cgroup v2, emulated, so that it
-# needs neither KVM nor anything of this machine's kernel: vm.sh [CARGO TEST ARGUMENTS] [-- TEST ARGUMENTS]
+# Runs tests in a virtual machine with a stock Debian kernel and cgroup v2, emulated, so that it needs
+# neither KVM nor anything of this machine's kernel:
 #
+#   vm.sh [--kernel 6.12|6.1] [CARGO TEST ARGUMENTS] [-- TEST ARGUMENTS]
+#
+# 6.12 is Debian 13's kernel, 6.1 is Debian 12's: soft-dirty tracking, but no PAGEMAP_SCAN.
 # Tests are built here. The executables, the sources' other files and the private CRIU go in by a
 # disk that is a tar archive, under the same paths; what is written inside is lost at the end.
 # GODWIT_VM_TIMEOUT_S (default 900) ends it, GODWIT_VM_MEMORY_MIB (3072) is what it has,
-# GODWIT_VM_RUN runs a shell command inside instead of the tests, with `godwit` in its PATH.
+# GODWIT_VM_RUN is a shell command that runs inside instead of all tests, with `godwit` in its PATH, and
+# `run NAME [TEST ARGUMENTS]` for the tests of one executable.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 # shellcheck source=scripts/common.sh
@@ -13,7 +17,16 @@ cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 
 timeout_s=${GODWIT_VM_TIMEOUT_S:-900}
 memory_mib=${GODWIT_VM_MEMORY_MIB:-3072}
-vm=$PWD/.images/vm
+kernel=6.12
+if [ "${1:-}" = --kernel ]; then
+    kernel=${2:-}
+    shift $(($# > 1 ? 2 : 1))
+fi
+case $kernel in
+    6.12) suite=trixie vm=$PWD/.images/vm ;;
+    6.1) suite=bookworm vm=$PWD/.images/vm-6.1 ;;
+    *) die "no virtual machine has kernel '$kernel'; there are 6.12 (Debian 13) and 6.1 (Debian 12)" ;;
+esac
 criu=/opt/godwit/criu
 [ "$(id -u)" = 0 ] || die "not root: the virtual machine's disk is made of root's files; run: sudo ./dev vm $*"
 [ -x $criu/criu ] || scripts/criu.sh $criu trixie
@@ -21,7 +34,7 @@ criu=/opt/godwit/criu
 mkdir -p .images
 exec 9>.images/vm.lock
 flock 9
-scripts/vm-image.sh "$vm" 9>&-
+scripts/vm-image.sh "$vm" $suite 9>&-
 exec 9>&-
 
 cargo_arguments=() test_arguments=()
@@ -31,9 +44,10 @@ test_arguments=("$@")
 [ ${#cargo_arguments[@]} -gt 0 ] || cargo_arguments=(--package godwit-container)
 
 run=$(mktemp -d "${TMPDIR:-/var/tmp}/godwit-vm.XXXXXX")
-qemu=
+qemu= timer=
 clean_up() {
     [ -z "$qemu" ] || kill -KILL "$qemu" 2>/dev/null || true
+    [ -z "$timer" ] || kill "$timer" 2>/dev/null || true
     rm -rf "$run"
 }
 trap clean_up EXIT
@@ -52,6 +66,7 @@ stage=$run/stage
 guest=$stage/godwit-vm
 mkdir -p "$guest"
 install -m 755 scripts/vm-guest.sh "$guest/guest.sh"
+cp "$run/executables" "$guest/executables"
 while read -r _ _ executable; do
     mkdir -p "$stage$(dirname "$executable")"
     strip --strip-debug -o "$stage$executable" "$executable"
@@ -62,18 +77,25 @@ mkdir -p "$stage${target:-$PWD/target}/tmp"
 {
     printf 'cd %q\nexport INSTA_WORKSPACE_ROOT=%q INSTA_UPDATE=no RUST_BACKTRACE=1 RUST_TEST_THREADS=1\n' "$PWD" "$PWD"
     printf 'export GODWIT_CRIU_LOG_LEVEL=%q PATH=$PATH:%q\n' "${GODWIT_CRIU_LOG_LEVEL:-}" "${target:-$PWD/target}/debug"
+    # The shell of the virtual machine expands these.
+    # shellcheck disable=SC2016
+    printf '%s\n' 'failed=' 'run() {
+        local name=$1 test package executable; shift
+        while read -r test package executable <&3; do
+            case $test-${executable##*/} in true-$name-*) ;; *) continue ;; esac
+            echo "vm: ${executable##*/}"
+            (cd "$package" && "$executable" "$@") || failed="$failed ${executable##*/}"
+        done 3</godwit-vm/executables
+    }'
     if [ -n "${GODWIT_VM_RUN:-}" ]; then
         printf '%s\n' "$GODWIT_VM_RUN"
     else
-        echo 'failed='
-        while read -r test package executable; do
-            [ "$test" = true ] || continue
-            printf 'echo "vm: %s"\n(cd %q && %q' "${executable##*/}" "$package" "$executable"
-            [ ${#test_arguments[@]} -eq 0 ] || printf ' %q' "${test_arguments[@]}"
-            printf ') || failed="$failed %s"\n' "${executable##*/}"
-        done <"$run/executables"
-        echo '[ -z "$failed" ] || { echo "vm: failed:$failed"; exit 1; }'
+        printf "run '*'"
+        [ ${#test_arguments[@]} -eq 0 ] || printf ' %q' "${test_arguments[@]}"
+        echo
     fi
+    # shellcheck disable=SC2016
+    echo '[ -z "$failed" ] || { echo "vm: failed:$failed"; exit 1; }'
 } >"$guest/run.sh"
 
 parts=(Cargo.toml Cargo.lock crates examples docs)
@@ -99,7 +121,7 @@ TMPDIR=$run "$vm/qemu" -machine q35 -accel tcg,thread=multi -cpu max -smp 2 -m "
     -chardev "file,id=result,path=$run/result" -device virtserialport,chardev=result,name=result \
     </dev/null >"$run/console" 2>"$run/qemu.log" &
 qemu=$!
-tr -d '\r' <"$run/console" &
+sed -u 's/\r$//' <"$run/console" &
 output=$!
 # The emulator's own end, or the time's; whichever is first.
 waited=0
@@ -107,6 +129,7 @@ waited=0
 timer=$!
 wait -n "$qemu" "$timer" || true
 kill "$timer" 2>/dev/null || waited=1
+timer=
 kill -KILL "$qemu" 2>/dev/null || true
 wait "$qemu" 2>/dev/null || true
 qemu=

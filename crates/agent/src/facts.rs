@@ -5,7 +5,8 @@ use std::path::Path;
 use godwit_api::link::PROTOCOL;
 use godwit_api::types::ErrorBody;
 use godwit_criu::Criu;
-use godwit_model::host::{HostFacts, WrittenPages};
+use godwit_memory::Means;
+use godwit_model::host::{HostFacts, ToldBy, WrittenPages};
 use godwit_model::{Bytes, MilliCpu};
 
 use crate::config::AgentConfig;
@@ -46,7 +47,8 @@ pub fn read(config: &AgentConfig, criu: Option<&Criu>, certificate_sha256: Strin
         migration_address: config.migration_address(),
         certificate_sha256,
         written_pages: match godwit_memory::check_tracking() {
-            Ok(()) => WrittenPages::Tracked,
+            Ok(Means::Protection) => WrittenPages::Tracked { by: ToldBy::Protection },
+            Ok(Means::SoftDirty) => WrittenPages::Tracked { by: ToldBy::SoftDirty },
             Err(error) => WrittenPages::Untold { because: ErrorBody::from_chain(&error).one_line() },
         },
     }

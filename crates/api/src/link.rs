@@ -81,6 +81,9 @@ pub enum FromAgent {
         /// As in the move's summary.
         #[serde(default)]
         stood_still: Option<String>,
+        /// As in the move's summary.
+        #[serde(default)]
+        paused_ms: Option<f64>,
     },
     /// Either side: this move cannot go on. Not sent by a source that has given everything away.
     MoveFailed {

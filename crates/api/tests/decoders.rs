@@ -42,6 +42,7 @@ fn valid() -> Vec<Vec<u8>> {
         file_bytes: 2,
         rounds: 3,
         slowed_to_percent: Some(25),
+        paused_ms: Some(12.5),
         late_bytes: 1 << 20,
         stood_still: None,
     };

@@ -2,9 +2,19 @@
 //! what tracking alone costs a program. `track CGROUP_PROCS_FILE EVERY_MS SECONDS` prints a line of JSON.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use godwit_memory::{Target, Tracker};
+use godwit_memory::{Pause, Target, Tracker};
+
+/// Nobody is made to stand still: what is measured is the kernel's protection, and soft-dirty kernels need that.
+struct Never;
+
+impl Pause for Never {
+    fn still(&self, _: &mut dyn FnMut()) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
+    }
+}
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
@@ -18,7 +28,7 @@ fn main() {
         let text = std::fs::read_to_string(procs).unwrap_or_else(|error| panic!("{procs}: {error}"));
         text.lines().filter_map(|line| line.parse().ok()).collect()
     };
-    let mut tracker = Tracker::new().unwrap();
+    let mut tracker = Tracker::new(Arc::new(Never)).unwrap();
     let (mut rounds, mut pages, mut untracked) = (0u64, 0u64, 0u64);
     let (mut stopped, mut busy) = (Duration::ZERO, Duration::ZERO);
     while Instant::now() < end {

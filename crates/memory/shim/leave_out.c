@@ -1,7 +1,7 @@
 /*
  * Loaded into criu (LD_PRELOAD): memory that is carried past CRIU disappears from what the kernel tells it, so that it
- * is left out of the dump. CRIU learns of private memory by ioctl(PAGEMAP_SCAN) on /proc/PID/pagemap, of shared memory
- * by lseek(SEEK_DATA); the tar it starts for a tmpfs looks at a file's blocks, then uses lseek(SEEK_DATA), too.
+ * is left out of the dump. CRIU learns of private memory by ioctl(PAGEMAP_SCAN) on /proc/PID/pagemap, or by reading that
+ * file where the kernel has no such call, of shared memory by lseek(SEEK_DATA); the tar it starts for a tmpfs looks at a file's blocks, then uses lseek(SEEK_DATA), too.
  *
  * Besides, /proc/PID/smaps of some processes is a file beside the list (openat), and tracked connections are not asked
  * for (socket, at the end).
@@ -10,7 +10,7 @@
  * named by GODWIT_LEAVE_OUT does not exist or does not fit, every call does exactly what it does without this file.
  *
  * The list (see src/filter): words of 64 bits in the machine's order:
- *   magic, number of ranges, number of objects,
+ *   magic, number of ranges, number of objects, bytes of a page,
  *   ranges:  process, start, end      sorted, not overlapping
  *   objects: device, inode, 1 for a SysV segment, which has its id for an inode
  */
@@ -21,11 +21,11 @@
 typedef unsigned long word;
 struct range { word pid, start, end; };
 struct object { word device, inode, sysv; };
-struct list { word magic, ranges, objects; };
+struct list { word magic, ranges, objects, page; };
 struct region { word start, end, categories; };
 struct scan { word size, flags, start, end, walk_end, vec, vec_len, max_pages, inverted, mask, anyof, returned; };
 
-#define MAGIC 0x3154554f57444f47UL /* "GODWOUT1" */
+#define MAGIC 0x3254554f57444f47UL /* "GODWOUT2" */
 #define PAGEMAP_SCAN 0xc0606610UL
 #define PAGE_IS_GUARD (1UL << 8)
 #define SEEK_DATA 3
@@ -122,7 +122,7 @@ static const struct list *get_list(void)
 	if (FAILED(at))
 		return 0;
 	found = (const struct list *)at;
-	if (found->magic != MAGIC || found->ranges > MAX_LIST_BYTES || found->objects > MAX_LIST_BYTES ||
+	if (found->magic != MAGIC || found->ranges > MAX_LIST_BYTES || found->objects > MAX_LIST_BYTES || !found->page ||
 	    bytes != sizeof(*found) + found->ranges * sizeof(struct range) + found->objects * sizeof(struct object)) {
 		CALL(SYS_munmap, at, bytes, 0, 0);
 		return 0;
@@ -252,6 +252,52 @@ int ioctl(int fd, unsigned long request, ...)
 	if (list && !FAILED(ret))
 		ret = leave_out(list, pid, (struct scan *)argument, ret);
 	return (int)answer(ret);
+}
+
+/*
+ * A kernel without PAGEMAP_SCAN: CRIU reads one word for each page (pmc_fill_cache in its pagemap-cache.c). Those of
+ * listed pages say that nothing is there; the kernel is not asked for them.
+ */
+static long read_at(int fd, void *buffer, word bytes, long offset)
+{
+	word pid = process_of(fd), *entries = buffer, count = bytes / sizeof(word), done = 0, page, ret;
+	const struct list *list = pid && !(offset % sizeof(word)) ? get_list() : 0;
+	const struct range *ranges = (const struct range *)(list + 1);
+
+	if (!list)
+		return answer(CALL(SYS_pread64, fd, buffer, bytes, offset));
+	page = (word)offset / sizeof(word);
+	while (done < count) {
+		word address = (page + done) * list->page, until = count;
+		word at = first_range(ranges, list->ranges, pid, address);
+		int hit = at < list->ranges && ranges[at].pid == pid, listed = hit && ranges[at].start <= address;
+		word stop = !hit ? 0 : (listed ? ranges[at].end : ranges[at].start) / list->page - page;
+
+		if (hit && stop < until)
+			until = stop;
+		if (listed) {
+			while (done < until)
+				entries[done++] = 0;
+			continue;
+		}
+		ret = CALL(SYS_pread64, fd, entries + done, (until - done) * sizeof(word), offset + done * sizeof(word));
+		if (FAILED(ret))
+			return done ? (long)(done * sizeof(word)) : answer(ret);
+		done += ret / sizeof(word);
+		if (done < until)
+			break;
+	}
+	return (long)(done * sizeof(word));
+}
+
+long pread(int fd, void *buffer, word bytes, long offset)
+{
+	return read_at(fd, buffer, bytes, offset);
+}
+
+long pread64(int fd, void *buffer, word bytes, long offset)
+{
+	return read_at(fd, buffer, bytes, offset);
 }
 
 /* Whether the file is a listed object. */

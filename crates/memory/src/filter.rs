@@ -1,7 +1,7 @@
 //! What CRIU leaves out of its dump: memory that is carried past it.
 //!
 //! A small library (shim/leave_out.c) is loaded into criu by LD_PRELOAD. It takes the listed ranges out of what
-//! ioctl(PAGEMAP_SCAN) answers, and shows listed shared objects as holes to lseek(SEEK_DATA), which is how CRIU finds
+//! ioctl(PAGEMAP_SCAN) answers, or out of `/proc/PID/pagemap` where criu reads that, and shows listed shared objects as holes to lseek(SEEK_DATA), which is how CRIU finds
 //! their content (`do_dump_one_shmem` in its shmem.c, for shared anonymous memory, memfd and SysV segments alike). It
 //! does nothing where the list is missing or is none, so it may be loaded into the shell that starts criu, and into
 //! whatever criu starts. One such program matters: tar, by which CRIU dumps a tmpfs; it sees listed files as one hole.
@@ -18,13 +18,14 @@ use std::path::{Path, PathBuf};
 
 use thiserror::Error;
 
+use crate::pages::page_size;
 use crate::tracker::Round;
 
 const LIBRARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/leave_out.so"));
 const LIBRARY_NAME: &str = "godwit-leave-out.so";
 const LIST_NAME: &str = "leave-out.list";
-/// "GODWOUT1" as the first word of a list, read as a little-endian number.
-const MAGIC: u64 = u64::from_le_bytes(*b"GODWOUT1");
+/// "GODWOUT2" as the first word of a list, read as a little-endian number.
+const MAGIC: u64 = u64::from_le_bytes(*b"GODWOUT2");
 /// The largest list the library takes, in bytes.
 const MAX_LIST_BYTES: usize = 64 << 20;
 
@@ -87,9 +88,9 @@ impl PageFilter {
         }
         ranges.sort_unstable();
         let objects: Vec<_> = last.objects.iter().map(|o| [o.id.device, o.id.inode, u64::from(o.id.sysv)]).collect();
-        let header = [MAGIC, ranges.len() as u64, objects.len() as u64];
-        let words = [header].into_iter().chain(ranges).chain(objects);
-        let bytes: Vec<u8> = words.flatten().flat_map(u64::to_ne_bytes).collect();
+        let header = [MAGIC, ranges.len() as u64, objects.len() as u64, page_size()];
+        let words = header.into_iter().chain(ranges.into_iter().chain(objects).flatten());
+        let bytes: Vec<u8> = words.flat_map(u64::to_ne_bytes).collect();
         if bytes.len() > MAX_LIST_BYTES {
             return Err(FilterError::TooLong { bytes: bytes.len() });
         }

@@ -42,7 +42,7 @@ pub use read::{Content, PageReader, Piece, ReadError};
 pub use store::{Key, PageStore, StoreError};
 pub use sys::heap::{bound_heap, give_back_freed};
 pub use tracker::{
-    ObjectId, ObjectKind, ObjectPages, ProcessPages, Round, SharedMapping, Target, TrackError, Tracker,
+    Means, ObjectId, ObjectKind, ObjectPages, Pause, ProcessPages, Round, SharedMapping, Target, TrackError, Tracker,
     check as check_tracking, inner_pid,
 };
 pub use watch::{Extents, FileId, FileWatch, MAX_WATCHED_FILES, Place, WatchError, Written};

@@ -16,6 +16,8 @@
 //!
 //! Flags are those of VmFlags in `/proc/PID/smaps` (Documentation/filesystems/proc.rst).
 
+use std::collections::HashMap;
+
 use crate::pages::PageRange;
 
 /// A mapping we leave to CRIU, and why.
@@ -134,6 +136,22 @@ pub(crate) fn parse_smaps(text: &str) -> Vec<(Mapping, Flags)> {
     found
 }
 
+/// How much of each mapping in `text`, the content of `/proc/PID/smaps`, is in memory or swapped out, in KiB, by the
+/// address where the mapping starts.
+pub(crate) fn parse_sizes(text: &str) -> HashMap<u64, u64> {
+    let mut sizes = HashMap::new();
+    let mut start = 0;
+    for line in text.lines() {
+        let size = line.strip_prefix("Rss:").or_else(|| line.strip_prefix("Swap:"));
+        if let Some(kib) = size.and_then(|s| s.trim().split(' ').next()?.parse::<u64>().ok()) {
+            *sizes.entry(start).or_default() += kib;
+        } else if let Some((first, _)) = line.split_once('-') {
+            start = u64::from_str_radix(first, 16).unwrap_or(start);
+        }
+    }
+    sizes
+}
+
 fn parse_flags(words: &str) -> Flags {
     let mut flags = Flags::default();
     for word in words.split_ascii_whitespace() {
@@ -174,6 +192,15 @@ VmFlags: rd mr pf io de dd
         assert_eq!((found[1].0.offset, found[1].0.inode, found[1].0.shared), (0x1000, 1034, true));
         assert!(matches!(found[1].0.class(found[1].1), Class::Shared) && found[1].1.locked);
         assert!(matches!(found[2].0.class(found[2].1), Class::Left(LeftToCriu::Special)));
+    }
+
+    #[test]
+    fn sizes_are_what_is_there_and_what_is_swapped_out() {
+        let text = SMAPS.replace("Rss:                   0 kB", "Rss:  4 kB\nSwap:  8 kB\nSwapPss:  8 kB");
+        let text = text.replace("Size:                132 kB", "Size: 132 kB\nRss:  0 kB\nSwap:  0 kB");
+        let sizes = parse_sizes(&text);
+        assert_eq!((sizes[&0x55d0_c8a0_0000], sizes[&0x7f00_0000_0000]), (0, 12));
+        assert_eq!(sizes.get(&0x7ffd_1a5f_8000), None, "nothing is said of it");
     }
 
     #[test]

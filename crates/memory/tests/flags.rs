@@ -53,7 +53,7 @@ fn it_says_what_smaps_says_of_every_flag() {
     }
     assert!(real.contains("new\\012line") && real.contains("gone (deleted)"), "{real}");
     // As in a move: a userfaultfd follows its writes.
-    let mut tracker = Tracker::new().unwrap();
+    let mut tracker = Tracker::new(victim.pause()).unwrap();
     tracker.round(&[victim.pid()], Target::Running).unwrap();
     let begun = Instant::now();
     let told = flags.smaps(victim.pid()).unwrap();

@@ -314,7 +314,8 @@ fn carried_past_criu(private_mib: usize, shared_mib: usize, place: &Place) -> Fi
     world.wait_for_turns(2);
     let store = Arc::new(PageStore::new().unwrap());
     let filter = PageFilter::install(world.directory.path()).unwrap();
-    let mut tracker = Tracker::new().unwrap();
+    let pids = world.pids();
+    let mut tracker = Tracker::new(common::stopping(move || pids.clone())).unwrap();
     let (mut sent, mut first_copy) = (Vec::new(), Duration::ZERO);
     for number in 0..4 {
         let round = tracker.round(&world.pids(), Target::Running).unwrap();

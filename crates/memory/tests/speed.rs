@@ -44,7 +44,7 @@ fn turn(victim: &mut Victim) -> f64 {
 /// A turn with a round each `between_ms`.
 fn tracked_turn(victim: &mut Victim, between_ms: u64) -> (f64, String) {
     let pid = victim.pid();
-    let mut tracker = Tracker::new().unwrap();
+    let mut tracker = Tracker::new(victim.pause()).unwrap();
     let began = Instant::now();
     let first = tracker.round(&[pid], Target::Running).unwrap();
     let first_time = began.elapsed();

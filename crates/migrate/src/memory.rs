@@ -1,9 +1,11 @@
 //! The source's memory in rounds: told by the tracker, read, and turned into frames.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use godwit_memory::{Content, Key, PageRange, PageReader, Piece, ReadError, Round, Target, TrackError, Tracker};
+use godwit_memory::{
+    Content, Key, Means, PageRange, PageReader, Pause, Piece, ReadError, Round, Target, TrackError, Tracker,
+};
 use godwit_model::migration::Compression;
 use thiserror::Error;
 use tokio::sync::mpsc;
@@ -41,6 +43,8 @@ pub struct RoundStats {
     pub dirty_bytes: u64,
     /// Pages of content that were sent, in bytes: those that are zero cost nothing.
     pub sent_bytes: u64,
+    /// For how long the processes stood still for the look at which pages these are.
+    pub paused: Duration,
 }
 
 /// The memory of a container's processes. Plain threads: every method blocks.
@@ -51,9 +55,21 @@ pub struct Memory {
 }
 
 impl Memory {
-    pub fn new(compression: Compression) -> Result<Self, MemoryError> {
+    /// `pause` is how all processes are made to stand still for a moment, where the kernel needs that.
+    pub fn new(compression: Compression, pause: Arc<dyn Pause>) -> Result<Self, MemoryError> {
         let packer = Packer::new(compression).map_err(MemoryError::Pack)?;
-        Ok(Self { tracker: Tracker::new()?, packer, rounds: 0 })
+        Ok(Self { tracker: Tracker::new(pause)?, packer, rounds: 0 })
+    }
+
+    /// For one round over processes that stand still, on a kernel that cannot tell written pages.
+    pub fn for_one_round(compression: Compression) -> Result<Self, MemoryError> {
+        let packer = Packer::new(compression).map_err(MemoryError::Pack)?;
+        Ok(Self { tracker: Tracker::for_one_round()?, packer, rounds: 0 })
+    }
+
+    /// How written pages are told; `None`: they are not.
+    pub fn means(&self) -> Option<Means> {
+        self.tracker.means()
     }
 
     /// Makes a round over `pids`: `told` hears which pages it is about before any is read, then everything goes to
@@ -76,6 +92,7 @@ impl Memory {
             compared_bytes = round.objects.iter().filter(|o| o.compared).map(|o| o.size_bytes).sum::<u64>(),
             ranges = round.processes.iter().map(|p| p.pages.ranges().len()).sum::<usize>(),
             ms = begun.elapsed().as_secs_f64() * 1e3,
+            paused_ms = round.paused.as_secs_f64() * 1e3,
             ?target,
             "a look at memory"
         );
@@ -117,7 +134,7 @@ impl Memory {
                 frames.pages(key, reader)?;
             }
         }
-        Ok(RoundStats { dirty_bytes: round.bytes(), sent_bytes: frames.sent_bytes })
+        Ok(RoundStats { dirty_bytes: round.bytes(), sent_bytes: frames.sent_bytes, paused: round.paused })
     }
 
     /// Reads pages that a round has called late, and sends them to `out`.

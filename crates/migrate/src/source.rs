@@ -17,7 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use godwit_memory::{FileWatch, Round};
+use godwit_memory::{FileWatch, Means, Pause, Round};
 use godwit_model::migration::{MoveOptions, Phase, Progress};
 use thiserror::Error;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -33,7 +33,7 @@ use crate::wire::{
 };
 pub use lanes::Lane;
 use lanes::Lanes;
-use memory::{memory_in_rounds, without_rounds};
+use memory::{NoRounds, memory_in_rounds, without_rounds};
 use slow::Brake;
 
 /// What a move without anything left to send stands still for, in milliseconds, before any has been measured
@@ -100,6 +100,8 @@ pub trait Workload: Send {
     fn progress(&mut self, phase: Phase, progress: Progress);
     /// The numbers of all processes, here.
     fn pids(&self) -> Result<Vec<i32>, PartError>;
+    /// How all processes are made to stand still for a moment, while they are copied.
+    fn pause(&self) -> Arc<dyn Pause>;
     /// What was asked of this move.
     fn options(&self) -> MoveOptions;
     /// How many connections to use, where the destination takes as many.
@@ -168,6 +170,7 @@ where
         version: OLDEST_VERSION,
         late: false,
         stood_still: None,
+        paused: None,
         memory_bytes: 0,
         progress: Progress::default(),
         told: Instant::now(),
@@ -183,8 +186,15 @@ where
     }
     // Where nobody can tell written pages, memory goes through CRIU while everything stands still.
     match memory_in_rounds(version, workload) {
-        Ok(memory) => source.memory = Some(memory),
-        Err(why) => source.stood_still = Some(without_rounds(why, workload.options())?),
+        Ok(memory) => {
+            source.paused = (memory.means() == Some(Means::SoftDirty)).then_some(Duration::ZERO);
+            source.memory = Some(memory);
+        }
+        Err(NoRounds { why, after: Some(memory) }) => {
+            tracing::info!(why, "memory follows after the hand-over");
+            (source.memory, source.late, source.stood_still) = (Some(*memory), true, Some(why));
+        }
+        Err(NoRounds { why, after: None }) => source.stood_still = Some(without_rounds(why, workload.options())?),
     }
     let carried = source.memory.is_some();
     let share = source.lanes.pace(workload.options().bandwidth);
@@ -231,8 +241,10 @@ struct Source<R, W> {
     version: u32,
     /// What is left of memory follows after `Final`.
     late: bool,
-    /// Why there are no rounds of memory, where there are none.
+    /// Why there are no rounds of memory, where there are none; whether there is `memory` says what happens instead.
     stood_still: Option<String>,
+    /// For how long it stood still for looks at its memory; `None` where it need not.
+    paused: Option<Duration>,
     memory_bytes: u64,
     progress: Progress,
     told: Instant,

@@ -213,6 +213,9 @@ pub struct Final {
     /// What follows after this, in bytes.
     #[serde(default)]
     pub late_bytes: u64,
+    /// See [`godwit_model::migration::Summary::paused_ms`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub paused_ms: Option<f64>,
 }
 
 /// A process's mapping of a shared object; numbers as the source has them.

@@ -48,6 +48,7 @@ fn valid() -> Vec<(Kind, Vec<u8>)> {
         stood_still: Some("stop-and-copy was asked for".into()),
         detail: serde_json::json!({"restarts": 0}),
         slowed_to_percent: None,
+        paused_ms: None,
         late_bytes: 0,
         shared: Some(vec![place]),
     };

@@ -40,19 +40,42 @@ pub enum WrittenPages {
     /// Its agent is older than the question.
     #[default]
     Unknown,
-    /// The kernel tells them: userfaultfd with WP_ASYNC, and PAGEMAP_SCAN.
-    Tracked,
-    /// It does not: memory is copied while the container stands still.
+    /// The kernel tells them.
+    Tracked {
+        /// What older agents say nothing of.
+        #[serde(default)]
+        by: ToldBy,
+    },
+    /// It does not: memory is copied while the container stands still, or after the hand-over where that is allowed.
     Untold { because: String },
+}
+
+/// What in the kernel tells written pages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
+#[serde(rename_all = "kebab-case")]
+pub enum ToldBy {
+    /// userfaultfd with WP_ASYNC, and PAGEMAP_SCAN.
+    #[default]
+    Protection,
+    /// Soft-dirty bits. The container stands still for a moment in each round.
+    SoftDirty,
 }
 
 impl std::fmt::Display for WrittenPages {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Unknown => f.write_str("not known: its agent is older than the question"),
-            Self::Tracked => f.write_str("told by the kernel (userfaultfd WP_ASYNC, PAGEMAP_SCAN)"),
+            Self::Tracked { by: ToldBy::Protection } => {
+                f.write_str("told by the kernel (userfaultfd WP_ASYNC, PAGEMAP_SCAN)")
+            }
+            Self::Tracked { by: ToldBy::SoftDirty } => {
+                f.write_str("told by the kernel (soft-dirty bits: a container stands still for a moment in each round)")
+            }
             Self::Untold { because } => {
-                write!(f, "not told, memory is copied while the container stands still: {because}")
+                write!(
+                    f,
+                    "not told, memory is copied while the container stands still, or later if that is allowed: {because}"
+                )
             }
         }
     }

@@ -224,9 +224,13 @@ pub struct Summary {
     /// Memory that followed when the container ran on the other host already, in bytes.
     #[serde(default)]
     pub late_bytes: u64,
-    /// Why memory was copied while the container stood still; `None`: in rounds while it ran.
+    /// Why memory was not copied in rounds while the container ran, but while it stood still, or later (`late_bytes`).
     #[serde(default)]
     pub stood_still: Option<String>,
+    /// For how long it stood still in all, in milliseconds, so that its memory could be looked at while it was copied:
+    /// its host tells written pages by soft-dirty bits. `None`: they are told otherwise, or not.
+    #[serde(default)]
+    pub paused_ms: Option<f64>,
 }
 
 /// The named parts of the downtime, in order.

@@ -1,6 +1,7 @@
 //! Giving a container away: the agent's part of the source's side. Paused on success, resumed on failure.
 
 mod leaving;
+mod standstill;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,6 +25,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use self::leaving::Leaving;
+use self::standstill::Standstill;
 use super::dump::WorkDirs;
 use crate::expedite::Expedited;
 use crate::host::{Host, locked};
@@ -101,6 +103,7 @@ impl Outgoing {
             plan,
             spec: spec.clone(),
             cgroup: live.cgroup.clone(),
+            standstill: Arc::new(Standstill::new(live.cgroup.clone())),
             pid: live.pid,
             shared,
             dirs: None,
@@ -182,7 +185,10 @@ async fn run(mut leaving: Leaving, connection: Arc<std::sync::Mutex<Option<Owned
     let id = leaving.plan.id.clone();
     let result = give(&mut leaving, &connection).await;
     // A criu that still waits for the freeze has the directory open in which it works.
-    tokio::task::block_in_place(|| leaving.begun = None);
+    tokio::task::block_in_place(|| {
+        leaving.begun = None;
+        leaving.standstill.end();
+    });
     if let Some(dirs) = leaving.dirs.take()
         && let Err(error) = dirs.remove()
     {

@@ -135,6 +135,7 @@ fn one_move(one: &Move) -> String {
                 parts.map(|(part, ms)| format!("{} {}", part.as_str(), human::millis(*ms))).collect();
             let copied = match &summary.stood_still {
                 None => String::new(),
+                Some(why) if summary.late_bytes > 0 => format!("; memory was not copied before the hand-over: {why}"),
                 Some(why) => format!("; memory was copied while it stood still: {why}"),
             };
             format!("downtime {} ({}){copied}", human::millis(summary.downtime_ms), parts.join(", "))

@@ -125,10 +125,18 @@ fn cost_rows(summary: &Summary) -> Vec<(String, String)> {
         rows.push(("post-copied".to_owned(), format!("{late} of memory, when it ran on the other host already")));
     }
     let copied = match &summary.stood_still {
-        None => "in rounds while it ran".to_owned(),
+        None => format!("in rounds while it ran{}", paused(summary)),
+        Some(why) if summary.late_bytes > 0 => format!("not before the hand-over: {why}"),
         Some(why) => format!("while it stood still: {why}"),
     };
     rows.push(("memory copied".to_owned(), copied));
     rows.push(("frames parked".to_owned(), summary.frames_parked.to_string()));
     rows
+}
+
+/// What tells written pages at the source, where that is not free.
+fn paused(summary: &Summary) -> String {
+    let told =
+        |ms| format!("; written pages told by soft-dirty bits, for which it stood still {} in all", human::millis(ms));
+    summary.paused_ms.map(told).unwrap_or_default()
 }

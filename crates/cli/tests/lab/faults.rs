@@ -192,6 +192,27 @@ fn the_sources_agent_is_killed_while_frozen() {
     fault.survived(killed, migrate);
 }
 
+/// Where soft-dirty bits tell written pages a container stands still for a moment while it is copied, and whoever should
+/// let it go on may be gone: `./dev test old-kernel`.
+#[test]
+fn the_sources_agent_is_killed_while_it_looks_at_memory() {
+    if !matches!(godwit_memory::check_tracking(), Ok(godwit_memory::Means::SoftDirty)) {
+        println!("skipped: nobody stands still for a look on this kernel");
+        return;
+    }
+    let Some(fault) = Fault::begin("f-look", 32, &["--link", "10gbit", "--hold-points"]) else { return };
+    let node = Node::Host(fault.from);
+    fault.world.hold(node, "look");
+    let migrate = fault.start_move();
+    let held = fault.world.until(Duration::from_secs(60), || fault.world.is_held(node, "look").then_some(()));
+    assert!(held.is_some(), "nobody looked\n{}", fault.world.logs());
+    fault.world.lab.kill_agent(fault.from).unwrap();
+    fault.world.let_go(node, "look");
+    let killed = Instant::now();
+    fault.world.lab.start_agent(fault.from).unwrap();
+    fault.survived(killed, migrate);
+}
+
 #[test]
 fn the_controller_is_killed_while_copying() {
     let Some(fault) = Fault::begin("f-ctl-copy", 32, &["--link", "10gbit"]) else { return };

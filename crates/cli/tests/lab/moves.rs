@@ -295,6 +295,7 @@ fn what_is_asked_of_a_move_is_kept() {
     let client = world.client(&["client", "--address", &address, "--connections", "4", "--until-stdin-closes"]);
     let mut from = world.host_of("t/w-1");
     let other = |host: &str| if host == "h1" { "h2" } else { "h1" };
+    let soft_dirty = matches!(godwit_memory::check_tracking(), Ok(godwit_memory::Means::SoftDirty));
     for mode in ["stop-and-copy", "pre-copy"] {
         let to = other(&from);
         let done = world.json(&["migrate", "t/w-1", "--to", to, "--mode", mode]);
@@ -302,6 +303,10 @@ fn what_is_asked_of_a_move_is_kept() {
         let stood_still = &done["summary"]["stood_still"];
         let why = if mode == "pre-copy" { Value::Null } else { "stop-and-copy was asked for".into() };
         assert_eq!(*stood_still, why, "{done:#}");
+        // Where the kernel's means needs it, it stood still for a moment in each round, and that is told.
+        let paused_ms = done["summary"]["paused_ms"].as_f64();
+        assert_eq!(paused_ms.is_some_and(|ms| ms > 0.0), soft_dirty && mode == "pre-copy", "{done:#}");
+        println!("{mode}: downtime {} ms, paused {paused_ms:?} ms", done["summary"]["downtime_ms"]);
         from = to.to_owned();
     }
     let said = world.refused(1, &["migrate", "t/w-1", "--to", other(&from), "--max-downtime", "1"]);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use godwit_lab::Node;
 use serde_json::Value;
 
-use crate::moves::{status, wait_listening};
+use crate::moves::{WORKLOAD, status, wait_listening};
 use crate::sending::WRITER;
 use crate::site;
 use crate::world::World;
@@ -132,4 +132,56 @@ fn the_link_is_cut_before_all_memory_has_followed() {
     writer.world.lab.restore_link(Node::Host(writer.from)).unwrap();
     writer.started_anew(&before);
     writer.world.down();
+}
+
+/// The kernel's switch for merging equal pages, which takes soft-dirty marks away; off again when this is dropped.
+struct Merging;
+
+const MERGING: &str = "/sys/kernel/mm/ksm/run";
+
+impl Merging {
+    fn begin() -> Self {
+        std::fs::write(MERGING, "1").unwrap();
+        Self
+    }
+}
+
+impl Drop for Merging {
+    fn drop(&mut self) {
+        let _ = std::fs::write(MERGING, "0");
+    }
+}
+
+/// Only a kernel whose one means are soft-dirty bits can be left without any: `./dev test old-kernel`.
+#[test]
+fn where_nothing_tells_written_pages_memory_follows_if_that_is_allowed() {
+    if !matches!(godwit_memory::check_tracking(), Ok(godwit_memory::Means::SoftDirty)) {
+        println!("skipped: this kernel has a means that cannot be taken away");
+        return;
+    }
+    let Some(world) = World::up("untold", 2, &["--link", "10gbit"]) else { return };
+    world.apply(WORKLOAD);
+    world.wait_running("t/w-1");
+    let address = format!("{}:7000", world.host_address(1));
+    wait_listening(&world, &address);
+    let client = world.client(&["client", "--address", &address, "--connections", "4", "--until-stdin-closes"]);
+    let _merging = Merging::begin();
+    let other = |world: &World| if world.host_of("t/w-1") == "h1" { "h2" } else { "h1" };
+    for (options, late) in
+        [(&["--mode", "post-copy"][..], true), (&["--max-downtime", "60000"][..], true), (&[][..], false)]
+    {
+        let done = world.json(&[&["migrate", "t/w-1", "--to", other(&world)][..], options].concat());
+        let summary = &done["summary"];
+        println!("{options:?}: downtime {} ms, late {}", summary["downtime_ms"], summary["late_bytes"]);
+        assert_eq!(done["outcome"]["state"], "done", "{done:#}");
+        assert!(summary["stood_still"].as_str().unwrap().contains("/sys/kernel/mm/ksm/run"), "{done:#}");
+        assert_eq!(summary["late_bytes"].as_u64().unwrap() > 32 << 20, late, "{done:#}");
+        assert_eq!(summary["paused_ms"], Value::Null, "{done:#}");
+    }
+    let said = world.refused(1, &["migrate", "t/w-1", "--to", other(&world), "--mode", "pre-copy"]);
+    assert!(said.contains("/sys/kernel/mm/ksm/run"), "{said}");
+    let after = status(&world);
+    assert_eq!((&after["ok"], &after["streams_broken"]), (&true.into(), &0.into()), "{after:#}");
+    client.finish();
+    world.down();
 }

@@ -157,6 +157,7 @@ fn cost_of(ready: FromAgent) -> Summary {
         slowed_to_percent,
         late_bytes,
         stood_still,
+        paused_ms,
     } = ready
     else {
         return Summary::default();
@@ -171,6 +172,7 @@ fn cost_of(ready: FromAgent) -> Summary {
         slowed_to_percent,
         late_bytes,
         stood_still,
+        paused_ms,
         ..Summary::default()
     }
 }

@@ -134,7 +134,7 @@ fn facts(name: HostName) -> HostFacts {
         tunnel_address: [127, 0, 0, 1].into(),
         migration_address: ([127, 0, 0, 1], 7718).into(),
         certificate_sha256: String::new(),
-        written_pages: godwit_model::host::WrittenPages::Tracked,
+        written_pages: godwit_model::host::WrittenPages::Tracked { by: Default::default() },
     }
 }
 

@@ -45,7 +45,7 @@ fn words() -> impl Strategy<Value = Vec<Word>> {
 fn ready(id: MoveId) -> FromAgent {
     let (bytes_received, memory_bytes, file_bytes, rounds) = (3, 2, 1, 1);
     let (parts, since_freeze_ms, stood_still) = (Vec::new(), 1.0, None);
-    let (slowed_to_percent, late_bytes) = (None, 0);
+    let (slowed_to_percent, late_bytes, paused_ms) = (None, 0, None);
     FromAgent::MoveReady {
         id,
         parts,
@@ -57,6 +57,7 @@ fn ready(id: MoveId) -> FromAgent {
         slowed_to_percent,
         late_bytes,
         stood_still,
+        paused_ms,
     }
 }
 

@@ -6,6 +6,8 @@ mod flags;
 mod hold;
 mod lazy;
 mod memory;
+mod pages;
+mod reserve;
 mod scatter;
 mod speed;
 mod tables;
@@ -29,6 +31,8 @@ fn main() {
         }
         ["flags", directory, sealed] => flags::run(directory, sealed.parse().unwrap()),
         ["read-smaps", pid] => flags::read_smaps(pid),
+        ["reserve", gib, touched] => reserve::run(gib.parse().unwrap(), touched.parse().unwrap()),
+        ["pages", pid, start, pages] => pages::run(pid, start.parse().unwrap(), pages.parse().unwrap()),
         ["speed", mib, cold] => speed::run(mib.parse().unwrap(), cold.parse().unwrap()),
         ["tree", report, private_mib, shared_mib] => {
             tree::run(report, private_mib.parse().unwrap(), shared_mib.parse().unwrap());

@@ -8,5 +8,6 @@ pub(crate) mod mapping;
 pub(crate) mod pagemap;
 pub(crate) mod ptrace;
 pub(crate) mod ring;
+pub(crate) mod softdirty;
 pub(crate) mod uffd;
 pub(crate) mod vm;

@@ -138,12 +138,22 @@ impl Userfaultfd {
 
     /// Whether all processes with this address space are gone.
     pub(crate) fn is_gone(&self) -> bool {
-        // Taking a write protection away that nothing has changes nothing; the kernel looks for the address space
-        // first. Without waking anybody, who would only look again.
+        // The kernel looks for the address space first.
+        let nowhere = PageRange { start: 1 << 20, end: (1 << 20) + crate::pages::page_size() };
+        self.unprotect(nowhere).is_err_and(|e| e.raw_os_error() == Some(libc::ESRCH))
+    }
+
+    /// Whether `range`, a part of one mapping, is registered for write protection. Nothing of it must be protected. A
+    /// huge page of which it is a part is split.
+    pub(crate) fn is_registered(&self, range: PageRange) -> bool {
+        self.unprotect(range).is_ok()
+    }
+
+    /// Takes write protection away, which changes nothing where there is none. Wakes nobody, who would only look again.
+    fn unprotect(&self, range: PageRange) -> io::Result<()> {
         const WITHOUT_WAKING: u64 = 1 << 1;
-        let mut argument = [1 << 20, crate::pages::page_size(), WITHOUT_WAKING];
-        let result = self.ioctl(UFFDIO_WRITEPROTECT, &mut argument);
-        result.is_err_and(|e| e.raw_os_error() == Some(libc::ESRCH))
+        let mut argument = [range.start, range.bytes(), WITHOUT_WAKING];
+        self.ioctl(UFFDIO_WRITEPROTECT, &mut argument)
     }
 
     /// The next event, or `None` if there is none now.

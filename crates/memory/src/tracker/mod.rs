@@ -2,8 +2,8 @@
 //!
 //! Private memory is followed by the processes' page tables: asynchronous write protection of userfaultfd
 //! (`UFFD_FEATURE_WP_ASYNC`) and ioctl(PAGEMAP_SCAN), which tells written pages and protects them again in one step
-//! (Documentation/admin-guide/mm/pagemap.rst and userfaultfd.rst, kernel ≥ 6.7). Shared memory is followed by object,
-//! see [`object`](ObjectId).
+//! (Documentation/admin-guide/mm/pagemap.rst and userfaultfd.rst, kernel ≥ 6.7); where the kernel lacks these, by
+//! soft-dirty bits, see [`soft`](Pause). Shared memory is followed by object, see [`object`](ObjectId).
 //!
 //! Nothing is lost, because every doubt counts as "written": memory that is new, or that cannot be tracked, is told
 //! whole in every round. What a round tells must be read and sent after it, in the order of rounds; a page that changes
@@ -14,14 +14,16 @@
 //! (not for reading): then no read(2) is under way.
 
 mod forks;
+mod means;
 mod object;
 mod process;
 mod shared;
+mod soft;
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
@@ -29,14 +31,17 @@ use crate::inject::InjectError;
 use crate::maps::LeftToCriu;
 use crate::pages::{PageRange, PageSet};
 use crate::read::PageReader;
-use crate::sys::pagemap::Scanner;
-use crate::sys::uffd::{FEATURE_EVENT_FORK, FEATURE_WP_ASYNC, Userfaultfd};
+use crate::sys::softdirty;
 use forks::ForkWatch;
+use means::Look;
+pub use means::{Means, check};
 pub(crate) use object::Object;
 pub use object::{ObjectId, ObjectKind};
 pub use process::inner_pid;
-use process::{Layout, Present, Process, is_gone};
+use process::{Layout, Process, is_gone};
 use shared::Objects;
+use soft::Never;
+pub use soft::Pause;
 
 /// Processes in one tracker.
 const MAX_PROCESSES: usize = 4096;
@@ -45,8 +50,20 @@ const MAX_MAPPINGS: usize = 262_144;
 
 #[derive(Debug, Error)]
 pub enum TrackError {
-    #[error("this kernel cannot tell written pages (PAGEMAP_SCAN with userfaultfd WP_ASYNC, Linux 6.7 or newer)")]
-    Kernel(#[source] io::Error),
+    #[error(
+        "this kernel cannot tell written pages: neither by PAGEMAP_SCAN with userfaultfd WP_ASYNC (Linux 6.7 or newer: \
+         {protection}) nor by soft-dirty bits ({marks})"
+    )]
+    Kernel { protection: io::Error, marks: io::Error },
+    #[error(
+        "this kernel tells written pages by soft-dirty bits, which are lost where it merges pages; switch that off: \
+         echo 2 > /sys/kernel/mm/ksm/run"
+    )]
+    Merging,
+    #[error("which pages a process has could not be read in /proc/PID/pagemap")]
+    PageMap(#[source] io::Error),
+    #[error("the processes could not be made to stand still for a look at which pages they have written")]
+    Pause(#[source] io::Error),
     #[error("a thread for watching forks could not be started")]
     Thread(#[source] io::Error),
     #[error("{count} processes are more than one tracker takes ({MAX_PROCESSES})")]
@@ -59,6 +76,11 @@ pub enum TrackError {
         #[source]
         source: io::Error,
     },
+    #[error(
+        "process {pid} has {gib} GiB of address space with hardly anything in it, which takes too long to read on this \
+         kernel; Linux 6.7 or newer skips it, --mode stop-and-copy leaves it to CRIU"
+    )]
+    Sparse { pid: i32, gib: u64 },
     #[error("shared memory {id:?} could not be read")]
     Object {
         id: ObjectId,
@@ -132,6 +154,8 @@ pub struct Round {
     pub ended: Vec<i32>,
     /// Objects that nobody has mapped any more.
     pub dropped: Vec<ObjectId>,
+    /// For how long all processes stood still for it, by the tracker's own doing.
+    pub paused: Duration,
 }
 
 impl Round {
@@ -147,35 +171,55 @@ pub struct Tracker {
     processes: HashMap<i32, Process>,
     objects: Objects,
     forks: ForkWatch,
-    scanner: Scanner,
-    present: Present,
+    look: Look,
+    means: Option<Means>,
+    pause: Arc<dyn Pause>,
     incarnations: u64,
 }
 
-/// Whether this kernel can tell written pages of running processes, tried on this one. Starts no thread.
-pub fn check() -> Result<(), TrackError> {
-    can_track().map(drop)
+/// A process that was found, before the look at its memory.
+struct Met {
+    pid: i32,
+    /// Its number in its own pid namespace, as the last round told it.
+    before: Option<i32>,
+    reset: bool,
+    untracked: Option<InjectError>,
+    stopped: Option<Duration>,
 }
 
-/// Both halves are tried: PAGEMAP_SCAN, and write protection that waits for nobody, which not every architecture has.
-fn can_track() -> Result<Present, TrackError> {
-    let protects = |uffd: Userfaultfd| uffd.enable(FEATURE_WP_ASYNC | FEATURE_EVENT_FORK);
-    Userfaultfd::of_this_process().and_then(protects).map_err(TrackError::Kernel)?;
-    Present::new().map_err(TrackError::Kernel)
+fn pids_of(met: &[Met]) -> Vec<i32> {
+    met.iter().map(|m| m.pid).collect()
 }
 
 impl Tracker {
-    /// A tracker that knows no process yet. Needs CAP_SYS_PTRACE, CAP_SYS_ADMIN and CAP_CHECKPOINT_RESTORE.
-    pub fn new() -> Result<Self, TrackError> {
-        let present = can_track()?;
+    /// A tracker that knows no process yet; where the kernel needs it, `pause` is how all of them are made to stand still
+    /// for a moment. Needs CAP_SYS_PTRACE, CAP_SYS_ADMIN and CAP_CHECKPOINT_RESTORE.
+    pub fn new(pause: Arc<dyn Pause>) -> Result<Self, TrackError> {
+        let (look, means) = Look::choose()?;
+        Self::by(look, Some(means), pause)
+    }
+
+    /// A tracker for one round over processes that stand still, which tells all that is there: on kernels that cannot
+    /// tell written pages, too. Needs CAP_SYS_PTRACE and CAP_SYS_ADMIN.
+    pub fn for_one_round() -> Result<Self, TrackError> {
+        Self::by(Look::everything()?, None, Arc::new(Never))
+    }
+
+    fn by(look: Look, means: Option<Means>, pause: Arc<dyn Pause>) -> Result<Self, TrackError> {
         Ok(Self {
             processes: HashMap::new(),
             objects: Objects::default(),
             forks: ForkWatch::start().map_err(TrackError::Thread)?,
-            scanner: Scanner::new(),
-            present,
+            look,
+            means,
+            pause,
             incarnations: 0,
         })
+    }
+
+    /// How it tells written pages; `None`: it does not.
+    pub fn means(&self) -> Option<Means> {
+        self.means
     }
 
     /// Makes a round over exactly the processes `pids` (numbers here): what was written since the last one. New
@@ -191,59 +235,129 @@ impl Tracker {
             round.ended.extend(self.processes.remove(&pid).map(|p| p.inner_pid));
         }
         self.objects.begin(pids);
-        for &pid in pids {
-            let known = self.processes.get(&pid).map(|p| p.inner_pid);
-            match self.look_at(pid, target) {
-                Ok(Some(pages)) => round.processes.push(pages),
-                Ok(None) => {
-                    self.processes.remove(&pid);
-                    round.ended.extend(known);
-                }
-                Err(TrackError::Process { source, .. }) if is_gone(&source) => {
-                    self.processes.remove(&pid);
-                    round.ended.extend(known);
-                }
-                Err(error) => {
-                    // What was told so far is lost with this error: the next round must tell all of it again.
-                    self.processes.clear();
-                    self.objects = Objects::default();
-                    return Err(error);
-                }
-            }
-        }
-        let result = self.objects.round(&mut round, target);
+        let result =
+            self.processes_round(pids, target, &mut round).and_then(|()| self.objects.round(&mut round, target));
         if result.is_err() {
+            // What was told so far is lost with this error: the next round must tell all of it again.
             self.processes.clear();
             self.objects = Objects::default();
         }
         result.map(|()| round)
     }
 
-    /// Looks at one process; `None` if it is gone.
-    fn look_at(&mut self, pid: i32, target: Target) -> Result<Option<ProcessPages>, TrackError> {
-        let mut reset = false;
-        let (mut untracked, mut stopped) = (None, None);
+    fn processes_round(&mut self, pids: &[i32], target: Target, round: &mut Round) -> Result<(), TrackError> {
+        let mut met = Vec::with_capacity(pids.len());
+        for &pid in pids {
+            let before = self.processes.get(&pid).map(|p| p.inner_pid);
+            let found = self.meet(pid, before, target);
+            met.extend(self.unless_gone(pid, before, found, round)?);
+        }
+        let marks = target == Target::Running && self.means == Some(Means::SoftDirty);
+        if !marks {
+            return self.look_at_all(met, target, round);
+        }
+        if softdirty::are_pages_merged() {
+            return Err(TrackError::Merging);
+        }
+        if met.iter().all(|m| m.reset) {
+            // Nothing of theirs is known: what is there after the marks were taken is told.
+            self.take_marks(&pids_of(&met))?;
+            self.look_at_all(met, target, round)?;
+        } else {
+            let (begun, pause) = (Instant::now(), Arc::clone(&self.pause));
+            let (mut met, mut looked) = (Some(met), Ok(()));
+            let mut work = || {
+                let met = met.take().unwrap_or_default();
+                let pids = pids_of(&met);
+                // After all looks: processes can share an address space.
+                looked = self.look_at_all(met, target, round).and_then(|()| self.take_marks(&pids));
+            };
+            pause.still(&mut work).map_err(TrackError::Pause)?;
+            looked?;
+            round.paused = begun.elapsed();
+        }
+        for told in &round.processes {
+            if let Some(process) = self.processes.get(&told.pid) {
+                process.split(&told.pages);
+            }
+        }
+        Ok(())
+    }
+
+    /// `None`, and noted in the round with the number it had `before`, if the process is gone.
+    fn unless_gone<T>(
+        &mut self,
+        pid: i32,
+        before: Option<i32>,
+        found: Result<Option<T>, TrackError>,
+        round: &mut Round,
+    ) -> Result<Option<T>, TrackError> {
+        let found = match found {
+            Err(TrackError::Process { source, .. }) if is_gone(&source) => None,
+            other => other?,
+        };
+        if found.is_none() {
+            self.processes.remove(&pid);
+            round.ended.extend(before);
+        }
+        Ok(found)
+    }
+
+    /// Opens a process that is not known, and arms it if it is not yet; `None` if it is gone.
+    fn meet(&mut self, pid: i32, before: Option<i32>, target: Target) -> Result<Option<Met>, TrackError> {
+        let mut met = Met { pid, before, reset: false, untracked: None, stopped: None };
         let known = self.processes.get_mut(&pid).is_some_and(Process::is_alive);
         if !known {
-            reset = true;
+            met.reset = true;
             self.incarnations += 1;
             self.processes.insert(pid, Process::open(pid, self.incarnations)?);
         }
+        let features = self.look.features();
         let Some(process) = self.processes.get_mut(&pid) else { return Ok(None) };
-        let Some(mut layout) = process.layout()? else { return Ok(None) };
         if process.watched.is_none() && target == Target::Running {
-            match process.arm(&layout.all, &mut self.forks) {
-                Ok(time) => stopped = Some(time),
+            let Some(layout) = process.layout()? else { return Ok(None) };
+            match process.arm(&layout.all, features, &mut self.forks) {
+                Ok(time) => met.stopped = Some(time),
                 Err(InjectError::Gone { .. }) => return Ok(None),
-                Err(error) => untracked = Some(error),
+                Err(error) => met.untracked = Some(error),
             }
-            // If it is still the same program, what was armed is what was looked at.
-            let Some(now) = process.layout()? else { return Ok(None) };
-            layout = now;
         }
-        let changes = process.changes(&layout.private, &mut self.scanner, &self.present, target)?;
+        Ok(Some(met))
+    }
+
+    fn look_at_all(&mut self, met: Vec<Met>, target: Target, round: &mut Round) -> Result<(), TrackError> {
+        for met in met {
+            let (pid, before) = (met.pid, met.before);
+            let looked = self.look_at(met, target);
+            let pages = self.unless_gone(pid, before, looked, round)?;
+            round.processes.extend(pages);
+        }
+        Ok(())
+    }
+
+    fn take_marks(&self, pids: &[i32]) -> Result<(), TrackError> {
+        pids.iter().filter_map(|pid| self.processes.get(pid)).try_for_each(Process::take_marks)
+    }
+
+    /// Looks at one process; `None` if it is gone.
+    fn look_at(&mut self, met: Met, target: Target) -> Result<Option<ProcessPages>, TrackError> {
+        let Met { pid, reset, untracked, stopped, .. } = met;
+        let Some(process) = self.processes.get_mut(&pid) else { return Ok(None) };
+        // If it is still the same program, what was armed is what is looked at.
+        let Some(layout) = process.layout()? else { return Ok(None) };
+        let changes = match &mut self.look {
+            Look::Protection { scanner, present } => process.changes(&layout.private, scanner, present, target)?,
+            Look::SoftDirty { map } | Look::Everything { map } => {
+                let registered = process.register(&layout.private);
+                process.marked(&layout.private, &registered, map)?
+            }
+        };
         let Layout { private, shared, mut left, .. } = layout;
-        let shared = self.objects.look_at(process, &shared, &mut self.scanner, target, &mut left)?;
+        let scanner = match &mut self.look {
+            Look::Protection { scanner, .. } => Some(scanner),
+            Look::SoftDirty { .. } | Look::Everything { .. } => None,
+        };
+        let shared = self.objects.look_at(process, &shared, scanner, target, &mut left)?;
         Ok(Some(ProcessPages {
             pid,
             inner_pid: process.inner_pid,

@@ -12,7 +12,7 @@ use crate::inject::{self, InjectError};
 use crate::maps::{self, Class, Flags, LeftToCriu, Mapping};
 use crate::pages::{PageRange, PageSet, page_size};
 use crate::sys::pagemap::{self, Scanner, Wanted};
-use crate::sys::uffd::{FEATURE_EVENT_FORK, FEATURE_WP_ASYNC, Mode};
+use crate::sys::uffd::Mode;
 
 /// A process as long as it has this address space; exec(2) ends it.
 pub(super) struct Process {
@@ -24,7 +24,7 @@ pub(super) struct Process {
     pub watched: Option<Watched>,
     /// All three stay with the address space they were opened for: afterwards they show nothing.
     maps: File,
-    pagemap: File,
+    pub(super) pagemap: File,
     /// Given out as to be sent, and still there when that was last asked.
     sent: PageSet,
     /// Pages given out since then.
@@ -108,11 +108,16 @@ impl Process {
     }
 
     /// Begins tracking; how long one thread of the process stood still for it.
-    pub(super) fn arm(&mut self, mappings: &[Mapping], forks: &mut ForkWatch) -> Result<Duration, InjectError> {
+    pub(super) fn arm(
+        &mut self,
+        mappings: &[Mapping],
+        features: u64,
+        forks: &mut ForkWatch,
+    ) -> Result<Duration, InjectError> {
         let pid = self.pid;
         let kernel = |source| InjectError::Kernel { doing: "tracking", pid, source };
         let (uffd, stopped) = inject::userfaultfd(pid, mappings)?;
-        uffd.enable(FEATURE_WP_ASYNC | FEATURE_EVENT_FORK).map_err(kernel)?;
+        uffd.enable(features).map_err(kernel)?;
         self.watched = Some(forks.watch(uffd).map_err(kernel)?);
         Ok(stopped)
     }
@@ -182,11 +187,16 @@ impl Process {
                 there.push(*range);
             }
         }
-        let pages = dirty.intersection(&there);
-        let gone = self.sent.difference(&there);
-        self.sent = self.sent.intersection(&there).union(&pages);
-        self.sent_since_look = if everything { 0 } else { self.sent_since_look + pages.pages() };
-        Ok(Changes { pages, gone })
+        let changes = self.changed(dirty.intersection(&there), &there);
+        self.sent_since_look = if everything { 0 } else { self.sent_since_look + changes.pages.pages() };
+        Ok(changes)
+    }
+
+    /// `pages` are to be sent, of all that is `there`.
+    pub(super) fn changed(&mut self, pages: PageSet, there: &PageSet) -> Changes {
+        let gone = self.sent.difference(there);
+        self.sent = self.sent.intersection(there).union(&pages);
+        Changes { pages, gone }
     }
 
     /// The look at a private mapping of a process that stands still, in one walk; an error where it is not tracked, with

@@ -59,12 +59,13 @@ impl Objects {
         self.objects.get(&id).map(|(object, _)| object)
     }
 
-    /// Takes up the shared mappings of one process, and what was written through them.
+    /// Takes up the shared mappings of one process, and what was written through them; without a `scanner` that is not
+    /// known.
     pub(super) fn look_at(
         &mut self,
         process: &Process,
         mappings: &[(Mapping, bool)],
-        scanner: &mut Scanner,
+        mut scanner: Option<&mut Scanner>,
         target: Target,
         left: &mut Vec<(PageRange, LeftToCriu)>,
     ) -> Result<Vec<SharedMapping>, TrackError> {
@@ -98,7 +99,8 @@ impl Objects {
                 uses: Vec::new(),
                 unknown: false,
             });
-            match process.written_to_shared(mapping, scanner, target) {
+            let written = scanner.as_deref_mut().map(|s| process.written_to_shared(mapping, s, target));
+            match written.unwrap_or(SharedWrites::Unknown) {
                 SharedWrites::Pages(written) => {
                     let shift = |r: &PageRange| {
                         let start = r.start - mapping.range.start + mapping.offset;

@@ -9,9 +9,10 @@ use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use godwit_memory::{Content, ObjectId, PageRange, PageReader, PageSet, Round, Tracker};
+use godwit_memory::{Content, ObjectId, PageRange, PageReader, PageSet, Pause, Round, Tracker};
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 
@@ -78,6 +79,12 @@ impl Victim {
         }
     }
 
+    /// What a tracker makes them stand still by.
+    pub fn pause(&self) -> Arc<dyn Pause> {
+        let leader = self.pid();
+        stopping(move || group(leader).into_iter().filter(|(_, state)| *state != 'Z').map(|(pid, _)| pid).collect())
+    }
+
     pub fn thaw(&self) {
         killpg(Pid::from_raw(self.pid()), Signal::SIGCONT).unwrap();
     }
@@ -92,6 +99,35 @@ impl Drop for Victim {
         while Instant::now() < deadline && group(self.pid()).iter().any(|(_, state)| *state != 'Z') {
             std::thread::sleep(Duration::from_millis(2));
         }
+    }
+}
+
+struct Stopping<F>(F);
+
+/// Makes these processes stand still by SIGSTOP.
+pub fn stopping(pids: impl Fn() -> Vec<i32> + Send + Sync + 'static) -> Arc<dyn Pause> {
+    Arc::new(Stopping(pids))
+}
+
+impl<F: Fn() -> Vec<i32> + Send + Sync> Pause for Stopping<F> {
+    fn still(&self, work: &mut dyn FnMut()) -> std::io::Result<()> {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        let all = |signal| {
+            // They may end meanwhile.
+            self.0().iter().for_each(|pid| kill(Pid::from_raw(*pid), signal).unwrap_or_default());
+        };
+        loop {
+            all(Signal::SIGSTOP);
+            std::thread::sleep(Duration::from_millis(1));
+            // Also those that were born meanwhile.
+            if self.0().iter().all(|pid| threads_stopped(*pid)) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{:?} do not stop", self.0());
+        }
+        work();
+        all(Signal::SIGCONT);
+        Ok(())
     }
 }
 

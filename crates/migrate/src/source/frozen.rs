@@ -74,6 +74,7 @@ where
             shared: last.shared,
             late_bytes: last.late.as_ref().map_or(0, Late::bytes),
             slowed_to_percent: self.brake.to_percent,
+            paused_ms: self.paused.map(|paused| paused.as_secs_f64() * 1e3),
         };
         if last.late.is_some() {
             workload.still_needed();

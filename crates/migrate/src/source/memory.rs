@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use super::late::{LATE_FROM_BYTES, late_bytes};
 use super::{SendError, Source, Workload, lanes, wire};
 use crate::memory::{Memory, MemoryError, Outgoing, RoundStats};
-use crate::wire::{Kind, MEMORY_VERSION, PACKED_VERSION, SharedKind, SharedPlace};
+use crate::wire::{Kind, LATE_VERSION, MEMORY_VERSION, PACKED_VERSION, SharedKind, SharedPlace};
 
 /// Frames from this size on tell how fast the link is, in bytes.
 pub(super) const METERED_BYTES: usize = 64 << 10;
@@ -101,26 +101,51 @@ where
         self.memory = Some(memory);
         let stats = result.map_err(|source| SendError::Memory { phase, source })?;
         self.memory_bytes += stats.sent_bytes;
+        self.paused = self.paused.map(|before| before + stats.paused);
         Ok(stats)
     }
 }
 
+/// Why memory is not copied while the container runs.
+pub(super) struct NoRounds {
+    pub why: String,
+    /// All that is missing is a kernel that tells written pages; then memory can follow after the hand-over, if that is
+    /// allowed.
+    pub after: Option<Box<Memory>>,
+}
+
+impl From<String> for NoRounds {
+    fn from(why: String) -> Self {
+        Self { why, after: None }
+    }
+}
+
 /// The means to copy memory while the container runs; why there are none otherwise.
-pub(super) fn memory_in_rounds<L: Workload>(version: u32, workload: &L) -> Result<Memory, String> {
+pub(super) fn memory_in_rounds<L: Workload>(version: u32, workload: &L) -> Result<Memory, NoRounds> {
+    let options = workload.options();
     if version < MEMORY_VERSION {
-        return Err(format!("the destination speaks version {version} of the migration protocol"));
+        return Err(format!("the destination speaks version {version} of the migration protocol").into());
     }
-    if workload.options().mode == CopyMode::StopAndCopy {
-        return Err("stop-and-copy was asked for".to_owned());
+    if options.mode == CopyMode::StopAndCopy {
+        return Err("stop-and-copy was asked for".to_owned().into());
     }
-    match workload.hidden_writes() {
-        Some(why) => Err(why),
-        None => {
-            let compression =
-                if version >= PACKED_VERSION { workload.options().compression } else { Compression::Never };
-            Memory::new(compression).map_err(|error| error.to_string())
-        }
+    if let Some(why) = workload.hidden_writes() {
+        return Err(why.into());
     }
+    let compression = if version >= PACKED_VERSION { options.compression } else { Compression::Never };
+    Memory::new(compression, workload.pause()).map_err(|error| {
+        // How long all of it would take is not known before anything was sent; so a limit is reason enough.
+        let asked =
+            options.mode == CopyMode::PostCopy || (options.mode == CopyMode::Auto && options.max_downtime_ms.is_some());
+        let after = (asked && version >= LATE_VERSION).then(|| Memory::for_one_round(compression));
+        NoRounds { why: chain(&error), after: after.and_then(Result::ok).map(Box::new) }
+    })
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |e| e.source()).map(ToString::to_string);
+    causes.collect::<Vec<_>>().join(": ")
 }
 
 /// Whether memory may be copied while the container stands still instead, and why it is. For how long is not known then.

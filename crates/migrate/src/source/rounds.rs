@@ -69,6 +69,11 @@ where
         Ok(begun.elapsed())
     }
 
+    /// Whether memory is copied while the container runs.
+    fn memory_in_rounds(&self) -> bool {
+        self.memory.is_some() && self.stood_still.is_none()
+    }
+
     /// Files and memory while the container runs, until what is left is small or does not get smaller.
     async fn rounds<L: Workload>(&mut self, workload: &mut L) -> Result<(), SendError> {
         let phase = Phase::Copy;
@@ -83,7 +88,7 @@ where
             let mut file_bytes = 0;
             if let Some(before) = files_before {
                 let sent = self.file_round(phase, &[], Some(workload)).await?.bytes_sent;
-                let followed = self.watch.is_some() && self.memory.is_some();
+                let followed = self.watch.is_some() && self.memory_in_rounds();
                 // Not shrinking any more: further rounds would only repeat this one. Where only what was written is
                 // read, that is for the estimate to say, as it is for memory.
                 let stuck = sent > before / 2 || round == MAX_FILE_ROUNDS;
@@ -96,7 +101,7 @@ where
                 }
             }
             let mut decision = Decision::Freeze { expected_ms: 0.0 };
-            if self.memory.is_some() {
+            if self.memory_in_rounds() {
                 let stats = self.memory_round(phase, Target::Running, workload).await?;
                 self.settle(phase).await?;
                 // The disk takes its time while the container runs only.

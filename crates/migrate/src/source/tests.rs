@@ -17,6 +17,16 @@ impl Slow {
     }
 }
 
+/// It has no processes.
+struct Still;
+
+impl Pause for Still {
+    fn still(&self, work: &mut dyn FnMut()) -> std::io::Result<()> {
+        work();
+        Ok(())
+    }
+}
+
 impl Workload for Slow {
     fn trees(&self) -> Vec<(String, PathBuf)> {
         Vec::new()
@@ -24,6 +34,9 @@ impl Workload for Slow {
     fn progress(&mut self, _: Phase, _: Progress) {}
     fn pids(&self) -> Result<Vec<i32>, PartError> {
         Ok(Vec::new())
+    }
+    fn pause(&self) -> Arc<dyn Pause> {
+        Arc::new(Still)
     }
     fn options(&self) -> MoveOptions {
         MoveOptions::default()

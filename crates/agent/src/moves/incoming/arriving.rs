@@ -123,6 +123,7 @@ fn report(id: &MoveId, received: &Received) -> FromAgent {
         rounds: fin.rounds,
         slowed_to_percent: fin.slowed_to_percent,
         late_bytes: fin.late_bytes,
+        paused_ms: fin.paused_ms,
         // An older source does not say why.
         stood_still: fin
             .stood_still

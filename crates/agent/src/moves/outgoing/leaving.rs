@@ -9,7 +9,7 @@ use godwit_api::link::FromAgent;
 use godwit_api::types::ErrorBody;
 use godwit_container::keeper::state::read_state;
 use godwit_container::{Cgroup, LaunchSpec};
-use godwit_memory::{PageFilter, Round};
+use godwit_memory::{PageFilter, Pause, Round};
 use godwit_migrate::source::{DumpMemory, FIXED_MS, Lane, PartError, Workload};
 use godwit_model::container::{ContainerSpec, ContainerState};
 use godwit_model::migration::{MoveOptions, Phase, Progress};
@@ -18,6 +18,7 @@ use rustix::net::sockopt::set_socket_send_buffer_size;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use tokio::task::JoinHandle;
 
+use super::standstill::Standstill;
 use super::{Held, Plan, WRITE_BUFFER_BYTES, connect, thaw};
 use crate::host::{Host, locked};
 use crate::laps::Laps;
@@ -40,6 +41,7 @@ pub(super) struct Leaving {
     pub(super) plan: Plan,
     pub(super) spec: ContainerSpec,
     pub(super) cgroup: Cgroup,
+    pub(super) standstill: Arc<Standstill>,
     pub(super) pid: u32,
     pub(super) shared: Arc<Shared>,
     pub(super) dirs: Option<WorkDirs>,
@@ -130,6 +132,10 @@ impl Workload for Leaving {
         Ok(self.cgroup.pids()?.into_iter().map(u32::cast_signed).collect())
     }
 
+    fn pause(&self) -> Arc<dyn Pause> {
+        Arc::clone(&self.standstill) as Arc<dyn Pause>
+    }
+
     fn options(&self) -> MoveOptions {
         self.plan.options
     }
@@ -208,11 +214,16 @@ impl Workload for Leaving {
     }
 
     async fn freeze(&mut self) -> Result<Vec<(String, Vec<u8>)>, PartError> {
-        let (cgroup, mac, vni) = (self.cgroup.clone(), Mac(self.spec.network.mac.0), self.spec.network.vni);
+        let (cgroup, standstill) = (self.cgroup.clone(), Arc::clone(&self.standstill));
+        let (mac, vni) = (Mac(self.spec.network.mac.0), self.spec.network.vni);
         let mut laps = Laps::default();
         locked(&self.held).expedited = Some(self.host.expedite.begin());
         // Files that were written before the freeze shall not be on their way to the disk in the middle of it.
-        tokio::task::spawn_blocking(move || cgroup.freeze()).await??;
+        let freeze = move || {
+            standstill.end();
+            cgroup.freeze()
+        };
+        tokio::task::spawn_blocking(freeze).await??;
         self.show(ContainerState::Frozen);
         laps.lap("freezer");
         // Frames switch first, the port is muted after: a reply on its way out still leaves. And muted before the dump:

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use godwit_memory::Means;
 use godwit_model::Bytes;
 
 use super::check::{Check, chain, need};
@@ -59,10 +60,16 @@ fn written_pages(is_root: bool) -> Check {
         return need.not_checked("needs root");
     }
     match godwit_memory::check_tracking() {
-        Ok(()) => need.ok("userfaultfd WP_ASYNC, PAGEMAP_SCAN"),
+        Ok(means @ Means::Protection) => need.ok(means.to_string()),
+        Ok(means @ Means::SoftDirty) => need.warning(
+            format!("{means} only"),
+            "Linux 6.7 or newer, which tells them by PAGEMAP_SCAN; until then a container that is copied stands still for \
+             some ms per GiB in each round",
+        ),
         Err(error) => need.warning(
             chain(&error),
-            "Linux 6.7 or newer with CONFIG_USERFAULTFD; without it memory is copied while the container stands still",
+            "Linux 6.7 or newer with CONFIG_USERFAULTFD, or CONFIG_MEM_SOFT_DIRTY; without either memory is copied while the \
+             container stands still, or follows after the hand-over (--mode post-copy, or --max-downtime)",
         ),
     }
 }
