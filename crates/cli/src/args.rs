@@ -79,6 +79,8 @@ pub enum Verb {
     /// Many hosts on this machine: up, demo, down, list, exec, kill, start, cut, restore, rate
     #[command(subcommand)]
     Lab(verbs::lab::LabVerb),
+    /// Let a fleet of simulated hosts live through failures, growth and evacuations
+    Sim(verbs::sim::SimArgs),
     /// Look at what this server has of what a host needs
     Doctor(verbs::doctor::DoctorArgs),
     /// Make this server the one that decides: hosts join it, people ask it

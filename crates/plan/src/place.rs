@@ -191,7 +191,7 @@ impl Draft<'_> {
         }
         if is_spread(ask.container.spread) {
             reasons.push(format!(
-                "{} of its layer and {} of its environment are there; no host that fits has fewer",
+                "{} of its layer and {} of its environment are there; no host that fits is better spread",
                 score.of_layer, score.of_environment
             ));
             if let Some(zone) = slot.host.zone() {

@@ -84,6 +84,34 @@ fn destinations_and_deadline_are_as_asked_and_unknown_hosts_are_errors() {
 }
 
 #[test]
+fn a_running_container_goes_only_to_a_machine_that_takes_it() {
+    let features = |names: &[&str]| names.iter().map(|n| (*n).to_owned()).collect();
+    let mut world = World::new((1..=3).map(|n| host(n, 1024))).with(1, container("shop/web-1", 100));
+    for (n, names) in [(1, &["avx", "sse"][..]), (2, &["sse"]), (3, &["aes", "avx", "sse"])] {
+        world.hosts.get_mut(&host_name(n)).unwrap().machine.features = features(names);
+    }
+    assert_eq!(plan(&world, 1, &EvacuateOptions::default()).steps[0].to, host_name(3));
+    let only = EvacuateOptions { to: vec![host_name(2)], allow_restart: true, ..EvacuateOptions::default() };
+    let refused = plan(&world, 1, &only);
+    assert!(refused.stays[0].reasons[0].contains("h2: its processor lacks avx"), "{refused}");
+    // A new start does not care where it ran before.
+    world.containers.get_mut(&name("shop/web-1")).unwrap().unmovable = vec!["it is traced".into()];
+    assert_eq!(plan(&world, 1, &only).steps[0].to, host_name(2));
+}
+
+#[test]
+fn plans_are_values_that_can_be_kept_and_read_again() {
+    let world = World::new((1..=3).map(|n| host(n, 1024))).with(1, strict("shop/db-1", 100));
+    let plan = plan(&world, 1, &EvacuateOptions::default());
+    let text = serde_json::to_string(&plan).unwrap();
+    assert_eq!(serde_json::from_str::<godwit_plan::EvacuationPlan>(&text).unwrap(), plan);
+    let explanation = world.fleet().explain_move(&name("shop/db-1")).unwrap();
+    let text = serde_json::to_string(&explanation).unwrap();
+    assert_eq!(serde_json::from_str::<godwit_plan::Explanation>(&text).unwrap(), explanation);
+    assert_eq!((explanation.fitting.len(), explanation.out.len()), (2, 1));
+}
+
+#[test]
 fn what_is_being_moved_is_left_to_its_move() {
     let mut world = World::new((1..=3).map(|n| host(n, 1024))).with(1, container("shop/web-1", 100));
     world.on.get_mut(&name("shop/web-1")).unwrap().insert(host_name(2));

@@ -104,8 +104,8 @@ impl Sim {
         let (mean, longest) = match event {
             Event::HostFails(_) => (HOUR_MS * FAILS_EVERY_HOURS / hosts, 3 * HOUR_MS),
             Event::HostCutOff(_) => (HOUR_MS * CUT_OFF_EVERY_HOURS / hosts, 4 * HOUR_MS),
-            Event::Evacuate => (HOUR_MS * EVACUATED_EVERY_HOURS / hosts, 4 * HOUR_MS),
-            _ => (per_hour(grown), HOUR_MS),
+            Event::Evacuate => (HOUR_MS * EVACUATED_EVERY_HOURS / hosts, 6 * HOUR_MS),
+            _ => (per_hour(grown), 2 * HOUR_MS),
         };
         let mean = mean.clamp(SHORTEST_INTERVAL_MS, longest);
         let after = self.rng.u64(mean / 2..mean * 3 / 2);

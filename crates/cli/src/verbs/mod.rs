@@ -16,6 +16,7 @@ pub mod logs;
 pub mod migrate;
 pub mod moves;
 pub mod ps;
+pub mod sim;
 pub mod version;
 pub mod workload;
 
@@ -44,6 +45,7 @@ pub fn run(cli: Cli, printer: &Printer) -> Result<u8> {
     match verb {
         Verb::Lab(verb) => lab::run(&global, printer, verb),
         Verb::Doctor(args) => doctor::run(printer, &args),
+        Verb::Sim(args) => sim::run(printer, &args),
         Verb::Workload(command) => workload::run(command),
         Verb::Controller(args) => on_runtime(Builder::new_multi_thread(), controller::run(args)),
         Verb::Agent(args) => on_runtime(Builder::new_multi_thread(), agent::run(args)),
@@ -86,6 +88,7 @@ async fn ask(global: &Global, verb: Verb, printer: &Printer) -> Result<u8> {
         | Verb::Keeper(_)
         | Verb::Filler(_)
         | Verb::Lab(_)
+        | Verb::Sim(_)
         | Verb::Workload(_) => Ok(DONE),
     }
 }

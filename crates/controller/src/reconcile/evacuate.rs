@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use godwit_api::types::ErrorBody;
 use godwit_model::event::EventKind;
@@ -29,15 +29,24 @@ const PASS_EVERY_MS: u64 = 1_000;
 const MAX_TRIES: u32 = 3;
 /// The wait before the second attempt, in milliseconds; doubled for the third.
 const AGAIN_MS: u64 = 2_000;
+/// The time that agents get to come to a controller that has just started, in milliseconds.
+const AGENTS_COME_MS: u64 = 30_000;
 /// Moves to a host that comes back, at the same time.
 const BACK_AT_ONCE: usize = 2;
 const QUESTION_NOT_TOLD: &str = "its move was not begun";
 
 /// Attempts that ended before there was a move: the store does not have them. A restart of the controller forgets
 /// them, which costs attempts and nothing else.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Evacuations {
     refused: Mutex<BTreeMap<(HostName, ContainerName), Refused>>,
+    started: Instant,
+}
+
+impl Default for Evacuations {
+    fn default() -> Self {
+        Self { refused: Mutex::default(), started: Instant::now() }
+    }
 }
 
 #[derive(Debug, Clone, Default)]
@@ -104,6 +113,10 @@ async fn empty(core: &Arc<Core>, host: &HostName, evacuation: &Evacuation) -> Re
         let moving = world.open_moves().any(|m| m.from == *host || m.to == *host);
         return if left || moving { Ok(()) } else { end(core, host, HostState::Evacuated, BTreeMap::new()).await };
     }
+    // What a host that is away has, nobody knows; it goes on when it is back.
+    if !core.links.report(host).is_some_and(|report| report.current) {
+        return Ok(());
+    }
     let parallel = evacuation.options.parallel.max(1) as usize;
     let mut under_way = world.open_moves().filter(|m| m.from == *host).count();
     let Ok(plan) = godwit_plan::evacuate(&view::fleet(core, &world), host, &evacuation.options) else { return Ok(()) };
@@ -130,7 +143,18 @@ async fn empty(core: &Arc<Core>, host: &HostName, evacuation: &Evacuation) -> Re
             }
         }
     }
-    if lives { Ok(()) } else { end(core, host, HostState::EvacuationFailed, stays).await }
+    if lives || !all_have_come(core, &world) {
+        Ok(())
+    } else {
+        end(core, host, HostState::EvacuationFailed, stays).await
+    }
+}
+
+/// Whether a place that is missing is not only missing because its host's agent has not come to this controller yet.
+fn all_have_come(core: &Core, world: &World) -> bool {
+    let mut open = world.hosts.iter().filter(|(_, host)| host.state == HostState::Active);
+    core.evacuations.started.elapsed() > Duration::from_millis(AGENTS_COME_MS)
+        || open.all(|(name, _)| core.links.report(name).is_some_and(|report| report.current))
 }
 
 /// What the plan leaves there, without what is being moved already.

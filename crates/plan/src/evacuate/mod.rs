@@ -92,11 +92,14 @@ pub fn evacuate(fleet: &Fleet, host: &HostName, options: &EvacuateOptions) -> Re
         }
     }
     // Again, because what it must be near may have left meanwhile; then by making a place.
-    for member in left {
-        if plan.draft.home(member) == Some(source) && !plan.find_host(member, &leaving) && !plan.make_place(member) {
-            stays.push(plan.stay(member, &leaving));
+    for member in &left {
+        if plan.draft.home(*member) == Some(source) && !plan.find_host(*member, &leaving) {
+            plan.make_place(*member);
         }
     }
+    // One of them may have gone along with a later one.
+    left.retain(|member| plan.draft.home(*member) == Some(source));
+    stays.extend(left.into_iter().map(|member| plan.stay(member, &leaving)));
     let (legs, stuck) = plan.legs();
     stays.extend(stuck.into_iter().map(|member| plan.stay(member, &leaving)));
     stays.sort_by(|a, b| a.container.cmp(&b.container));

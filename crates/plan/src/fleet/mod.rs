@@ -100,6 +100,9 @@ impl Member {
 }
 
 /// Every host and every container. See the module for what it promises.
+///
+/// Names of environments, layers, groups and images are kept for good, some hundred bytes each, so that their numbers
+/// never change: whoever lives for years makes a new fleet from its records now and then.
 #[derive(Debug, Clone, Default)]
 pub struct Fleet {
     pub(crate) hosts: Vec<Option<HostSlot>>,

@@ -1,6 +1,8 @@
 //! Names as numbers, and what is counted for each of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+
+use foldhash::fast::FixedState;
 
 use godwit_model::manifest::Spread;
 use godwit_model::{EnvName, LayerName};
@@ -54,6 +56,10 @@ pub(crate) fn lower<K: Ord>(count: &mut Count<K>, key: &K) {
     }
 }
 
+/// A group can have a member on most hosts, and is asked about each of them: that must be quick. Never iterated, so its
+/// order is nobody's business.
+pub(crate) type GroupCount = HashMap<HostId, u32, FixedState>;
+
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LayerTable {
     pub on: Count<HostId>,
@@ -79,7 +85,7 @@ pub(crate) struct Tables {
     refusals: BTreeMap<(MachineId, MachineId), Vec<String>>,
     pub envs: Vec<EnvTable>,
     pub layers: Vec<LayerTable>,
-    pub groups: Vec<Count<HostId>>,
+    pub groups: Vec<GroupCount>,
 }
 
 /// The numbers of a container's names.
@@ -188,7 +194,7 @@ impl Tables {
         raise(&mut layer.on, host);
         raise(&mut layer.zones, zone);
         for group in &ties.groups {
-            raise(&mut self.groups[group.at()], host);
+            *self.groups[group.at()].entry(host).or_default() += 1;
         }
     }
 
@@ -198,7 +204,12 @@ impl Tables {
         lower(&mut layer.on, &host);
         lower(&mut layer.zones, &zone);
         for group in &ties.groups {
-            lower(&mut self.groups[group.at()], &host);
+            let count = &mut self.groups[group.at()];
+            if let Some(left) = count.get_mut(&host).filter(|left| **left > 1) {
+                *left -= 1;
+            } else {
+                count.remove(&host);
+            }
         }
     }
 }
