@@ -157,10 +157,12 @@ async fn watch(client: &Client, printer: &Printer, host: &HostName, plan: &Evacu
         };
         let Some(Ok(event)) = event else {
             lines = None;
-            if !ended(client, host).await.unwrap_or(false) {
-                continue;
+            if ended(client, host).await.unwrap_or(false) {
+                return Ok(());
             }
-            return Ok(());
+            // Until a controller that ends all streams has ended.
+            tokio::time::sleep(Duration::from_millis(RETRY_INTERVAL_MS)).await;
+            continue;
         };
         (since, last_heard) = (event.number, Instant::now());
         let of_plan = |event: &Event| {
