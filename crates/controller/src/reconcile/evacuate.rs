@@ -14,10 +14,9 @@ use godwit_model::host::HostState;
 use godwit_model::migration::{MoveOptions, Outcome};
 use godwit_model::{ContainerName, HostName};
 use godwit_plan::{EvacuationPlan, How, Step};
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
-use super::view;
+use super::{Wake, view};
 use crate::core::{Core, locked};
 use crate::moves::{self, MoveError};
 use crate::state::records::{ContainerRecord, Evacuation, HostRecord};
@@ -33,7 +32,7 @@ const AGAIN_MS: u64 = 2_000;
 const AGENTS_COME_MS: u64 = 30_000;
 /// Moves to a host that comes back, at the same time.
 const BACK_AT_ONCE: usize = 2;
-const QUESTION_NOT_TOLD: &str = "its move was not begun";
+const NOT_BEGUN: &str = "its move was not begun";
 
 /// Attempts that ended before there was a move: the store does not have them. A restart of the controller forgets
 /// them, which costs attempts and nothing else.
@@ -75,19 +74,9 @@ impl Evacuations {
 
 /// Runs until `stop`.
 pub async fn run(core: &Arc<Core>, stop: &CancellationToken) {
-    let mut worlds = core.state.follow();
-    let mut reports = core.links.follow();
-    let mut pass = interval(Duration::from_millis(PASS_EVERY_MS));
-    pass.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = worlds.changed() => if changed.is_err() { return },
-            _ = reports.changed() => {}
-            _ = pass.tick() => {}
-        }
-        let world = worlds.borrow_and_update().clone();
-        reports.mark_unchanged();
+    let mut wake = Wake::new(core, PASS_EVERY_MS);
+    while wake.next(stop).await {
+        let world = core.state.world();
         for (name, host) in &world.hosts {
             let result = match &host.evacuation {
                 Some(evacuation) if host.state == HostState::Evacuating => empty(core, name, evacuation).await,
@@ -212,7 +201,7 @@ async fn begin(core: &Arc<Core>, host: &HostName, step: &Step) -> Result<bool, S
             Ok(false)
         }
         Err(error) => {
-            let because = vec![QUESTION_NOT_TOLD.to_owned(), ErrorBody::from_chain(&error).one_line()];
+            let because = vec![NOT_BEGUN.to_owned(), ErrorBody::from_chain(&error).one_line()];
             core.evacuations.note(host, &step.container, because);
             Ok(false)
         }

@@ -11,11 +11,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use godwit_api::types::ErrorBody;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::core::Core;
 use crate::moves;
+use crate::state::World;
 
 /// The longest time between two passes, in milliseconds.
 const PASS_EVERY_MS: u64 = 5_000;
@@ -27,20 +29,42 @@ pub async fn run(core: Arc<Core>, stop: CancellationToken) {
     tokio::join!(passes(&core, &stop), evacuate::run(&core, &stop));
 }
 
-async fn passes(core: &Arc<Core>, stop: &CancellationToken) {
-    let mut worlds = core.state.follow();
-    let mut reports = core.links.follow();
-    let mut pass = interval(Duration::from_millis(PASS_EVERY_MS));
-    pass.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            changed = worlds.changed() => if changed.is_err() { return },
-            _ = reports.changed() => {}
-            _ = pass.tick() => {}
+/// When to look at everything again.
+struct Wake {
+    worlds: watch::Receiver<Arc<World>>,
+    reports: watch::Receiver<u64>,
+    pass: Interval,
+    woken: bool,
+}
+
+impl Wake {
+    fn new(core: &Core, every_ms: u64) -> Self {
+        let mut pass = interval(Duration::from_millis(every_ms));
+        pass.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { worlds: core.state.follow(), reports: core.links.follow(), pass, woken: false }
+    }
+
+    /// Waits for a change of the store or of a report, the longest time at most and the shortest at least; `false` when
+    /// it is over.
+    async fn next(&mut self, stop: &CancellationToken) -> bool {
+        if std::mem::replace(&mut self.woken, true) {
+            tokio::time::sleep(Duration::from_millis(PASS_PAUSE_MS)).await;
         }
-        worlds.mark_unchanged();
-        reports.mark_unchanged();
+        tokio::select! {
+            () = stop.cancelled() => return false,
+            changed = self.worlds.changed() => if changed.is_err() { return false },
+            _ = self.reports.changed() => {}
+            _ = self.pass.tick() => {}
+        }
+        self.worlds.mark_unchanged();
+        self.reports.mark_unchanged();
+        true
+    }
+}
+
+async fn passes(core: &Arc<Core>, stop: &CancellationToken) {
+    let mut wake = Wake::new(core, PASS_EVERY_MS);
+    while wake.next(stop).await {
         moves::start_missing(core);
         for (what, result) in [
             ("placing containers", place::pass(core).await),
@@ -51,6 +75,5 @@ async fn passes(core: &Arc<Core>, stop: &CancellationToken) {
                 tracing::error!(error = ErrorBody::from_chain(&error).one_line(), "{what} failed; tried again");
             }
         }
-        tokio::time::sleep(Duration::from_millis(PASS_PAUSE_MS)).await;
     }
 }
