@@ -23,6 +23,7 @@ use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 
 use crate::config::AgentConfig;
+use crate::lease::Lease;
 use crate::ledger::Ledger;
 use crate::link::Voice;
 use crate::moves::incoming::Incoming;
@@ -60,6 +61,9 @@ pub struct Host {
     /// A container's task has ended, and with it everything of the container on this host.
     pub task_gone: Notify,
     pub expedite: Arc<crate::expedite::Expedite>,
+    pub lease: Lease,
+    /// As `client_tls`, to ask other hosts whether they have a controller.
+    pub witness_tls: Arc<ClientConfig>,
 }
 
 /// Locks that no panic can leave half-changed.
@@ -75,7 +79,34 @@ impl Host {
     pub fn status(&self) -> FromAgent {
         let mut containers: Vec<ContainerStatus> = locked(&self.tasks).values().map(TaskHandle::status).collect();
         containers.sort_by(|a, b| a.name.cmp(&b.name));
-        FromAgent::Status { containers, applied_revision: *locked(&self.applied_revision) }
+        // A container that nobody would stop cannot be started elsewhere: the host asks for no lease then.
+        let guarded = locked(&self.tasks).values().all(TaskHandle::guarded);
+        let beat = guarded.then(|| self.lease.beat());
+        FromAgent::Status { containers, applied_revision: *locked(&self.applied_revision), beat }
+    }
+
+    /// Keepers stop their containers; this shows it.
+    pub fn lease_ended(&self) {
+        for task in locked(&self.tasks).values() {
+            task.tell(Command::LeaseEnded);
+        }
+    }
+
+    /// After a grant, and after what the host shall be is carried out: both are needed to know what it owns.
+    fn changed_lease(&self) {
+        if self.lease.carried_out(*locked(&self.applied_revision)) {
+            self.lease_known();
+        }
+    }
+
+    /// What is still owned is known again: it goes on.
+    fn lease_known(&self) {
+        tracing::info!("the lease of this host goes on, and so do the containers that are still its own");
+        let Some(desired) = self.desired.borrow().clone() else { return };
+        let tasks = locked(&self.tasks);
+        for task in desired.containers.iter().filter_map(|assignment| tasks.get(&assignment.spec.id)) {
+            task.tell(Command::LeaseKnown);
+        }
     }
 
     /// Resolves after something of [`Host::status`] has changed.
@@ -92,6 +123,12 @@ impl Host {
         match message {
             FromController::Desired(desired) => {
                 host.desired.send_replace(Some(Arc::from(desired)));
+            }
+            FromController::Lease(grant) => {
+                if let Err(error) = host.lease.granted(grant) {
+                    tracing::error!(error = ErrorBody::from_chain(&error).one_line(), "the lease is not prolonged");
+                }
+                host.changed_lease();
             }
             FromController::Request { request, body } => {
                 let host = Arc::clone(host);
@@ -222,6 +259,7 @@ pub async fn supervise(host: Arc<Host>, ledger: Ledger) {
                 store_id = Some(desired.store_id.clone());
                 carry_out(&host, &desired).await;
                 *locked(&host.applied_revision) = desired.revision;
+                host.changed_lease();
                 host.changed.notify_one();
             }
         }

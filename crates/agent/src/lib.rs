@@ -16,6 +16,7 @@ mod host;
 mod join;
 mod keeper;
 mod laps;
+mod lease;
 mod ledger;
 mod link;
 mod movable;
@@ -25,6 +26,7 @@ mod sessions;
 mod sharedfiles;
 mod task;
 mod translate;
+mod witness;
 
 pub use config::{AgentConfig, DEFAULT_MIGRATION_PORT};
 pub use run::{RunError, run};

@@ -19,8 +19,9 @@ use crate::config::AgentConfig;
 use crate::expedite::Expedite;
 use crate::host::{Host, supervise};
 use crate::join::JoinError;
+use crate::lease::{Lease, LeaseError};
 use crate::ledger::Ledger;
-use crate::{join, link, moves, task};
+use crate::{join, lease, link, moves, task, witness};
 
 #[derive(Debug, Error)]
 pub enum RunError {
@@ -38,6 +39,8 @@ pub enum RunError {
     Network(#[from] NetworkError),
     #[error("moves cannot be received at {address}; is another agent running there?")]
     Listen { address: std::net::SocketAddr, source: std::io::Error },
+    #[error("the lease of this host could not be read")]
+    Lease(#[from] LeaseError),
     #[error("signals cannot be handled")]
     Signals(#[source] std::io::Error),
 }
@@ -81,9 +84,15 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
     let (voice, line) = link::voice();
     let ledger = Ledger::open(&config.state_dir);
     let last = ledger.load().ok().flatten().map(Arc::new);
+    let mut server_tls = tls::server_config(&identity, ClientCertificate::Required)?;
+    server_tls.alpn_protocols = vec![witness::ALPN.to_vec()];
+    let mut witness_tls = tls::client_config(&identity)?;
+    witness_tls.alpn_protocols = vec![witness::ALPN.to_vec()];
     let host = Arc::new(Host {
         client_tls: Arc::new(tls::client_config(&identity)?),
-        server_tls: Arc::new(tls::server_config(&identity, ClientCertificate::Required)?),
+        witness_tls: Arc::new(witness_tls),
+        server_tls: Arc::new(server_tls),
+        lease: Lease::open(&config.state_dir, &config.run_dir)?,
         certificate_sha256: identity.certificate_sha256()?,
         criu,
         mapping_flags: tokio::task::spawn_blocking(mapping_flags).await.ok().flatten(),
@@ -112,6 +121,7 @@ pub async fn run(config: AgentConfig) -> Result<(), RunError> {
     moves::dump::WorkDirs::sweep(&host, &arriving);
     host.desired.send_replace(last);
     tokio::spawn(supervise(Arc::clone(&host), ledger));
+    tokio::spawn(lease::watch(Arc::clone(&host)));
     tokio::spawn(moves::listen(Arc::clone(&host), listener));
     tokio::spawn(link::run(Arc::clone(&host), line));
     let mut term = signal(SignalKind::terminate()).map_err(RunError::Signals)?;

@@ -145,6 +145,11 @@ impl Client {
         self.send(Method::POST, &routes::host_verb(host, "activate"), Some(request)).await
     }
 
+    /// Says that a host is dead for certain: what it had starts elsewhere without waiting for its lease.
+    pub async fn declare_dead(&self, host: &HostName) -> Result<HostView, ClientError> {
+        self.send(Method::POST, &routes::host_verb(host, "declare-dead"), NOTHING).await
+    }
+
     /// The moves the store remembers.
     pub async fn moves(&self) -> Result<Vec<Move>, ClientError> {
         self.get(routes::MOVES).await

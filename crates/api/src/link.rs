@@ -15,6 +15,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
+use godwit_lease::{Beat, Grant};
 use godwit_model::container::{ContainerSpec, ContainerStatus, Movable};
 use godwit_model::event::EventKind;
 use godwit_model::host::HostFacts;
@@ -48,6 +49,9 @@ pub enum FromAgent {
     Status {
         containers: Vec<ContainerStatus>,
         applied_revision: u64,
+        /// Asks for the host's lease to go on; agents that would not stop at its end ask for none.
+        #[serde(default)]
+        beat: Option<Beat>,
     },
     Event {
         kind: EventKind,
@@ -105,6 +109,8 @@ pub enum FromController {
         error: ErrorBody,
     },
     Desired(Box<Desired>),
+    /// The answer to a beat; not sent to agents that ask for none.
+    Lease(Grant),
     Request {
         request: u64,
         body: Box<Request>,

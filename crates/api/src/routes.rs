@@ -7,6 +7,7 @@
 //! | `/v1/hosts/{host}/evacuate` | POST | [`crate::types::EvacuateRequest`] → [`crate::types::EvacuateAnswer`] |
 //! | `/v1/hosts/{host}/cordon` | POST | [`crate::types::HostView`] |
 //! | `/v1/hosts/{host}/activate` | POST | [`crate::types::ActivateRequest`] → [`crate::types::HostView`] |
+//! | `/v1/hosts/{host}/declare-dead` | POST | [`crate::types::HostView`] |
 //! | `/v1/environments` | GET | list of [`crate::types::EnvironmentView`] |
 //! | `/v1/environments/{env}` | GET, PUT, DELETE | [`crate::types::ApplyRequest`] → [`crate::types::ApplyAnswer`] |
 //! | `/v1/containers?env=` | GET | list of [`crate::types::ContainerView`] |
@@ -35,7 +36,7 @@ pub const AGENT_JOIN: &str = "/v1/agent/join";
 pub const AGENT_LINK: &str = "/v1/agent/link";
 pub const AGENT_SESSIONS: &str = "/v1/agent/sessions";
 
-/// `verb` is one of `evacuate`, `cordon`, `activate`.
+/// `verb` is one of `evacuate`, `cordon`, `activate`, `declare-dead`.
 pub fn host_verb(name: &HostName, verb: &str) -> String {
     format!("{HOSTS}/{name}/{verb}")
 }

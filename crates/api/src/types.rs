@@ -64,6 +64,9 @@ pub struct HostView {
     pub cloudlets: Cloudlets,
     #[serde(default)]
     pub evacuation: Option<EvacuationView>,
+    /// Of a silent host: why it does not count as lost yet.
+    #[serde(default)]
+    pub may_run: Option<String>,
 }
 
 /// How far a host is emptied.

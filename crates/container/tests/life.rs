@@ -190,7 +190,7 @@ fn one_keeper_to_a_directory() {
     }
     let world = World::new("second", "sleep 100");
     let _keeper = world.start();
-    let said = spawn::spawn(common::keeper_binary(), world.dir(), &world.spec).unwrap_err().to_string();
+    let said = spawn::spawn(common::keeper_binary(), world.dir(), &world.spec, None).unwrap_err().to_string();
     assert!(said.contains("another keeper"), "{said}");
     world.connect().client.status().unwrap();
     world.finish();

@@ -7,6 +7,7 @@ use godwit_api::tls::Authority;
 use godwit_model::ContainerName;
 
 use crate::http::Sessions;
+use crate::leases::Leases;
 use crate::links::Links;
 use crate::moves::Moves;
 use crate::reconcile::evacuate::Evacuations;
@@ -18,6 +19,9 @@ pub struct Core {
     pub moves: Moves,
     pub waiting: Waiting,
     pub evacuations: Evacuations,
+    pub leases: Leases,
+    /// Why containers of lost hosts are not started elsewhere.
+    pub stranded: Waiting,
     pub sessions: Sessions,
     pub authority: Authority,
     /// What an agent has to know to join: 64 hexadecimal digits.
@@ -34,6 +38,11 @@ impl Waiting {
     /// A sentence for a person; `None` for a container that has a host.
     pub fn reason(&self, name: &ContainerName) -> Option<String> {
         locked(&self.reasons).get(name).cloned()
+    }
+
+    /// All of them.
+    pub fn reasons(&self) -> BTreeMap<ContainerName, String> {
+        locked(&self.reasons).clone()
     }
 
     /// Replaces all reasons; gives back those that were not there before, or differed.

@@ -8,6 +8,7 @@ use godwit_plan::{EvacuateOptions, EvacuationPlan, FleetError};
 use thiserror::Error;
 
 use crate::core::Core;
+use crate::reconcile::failure::record_loss;
 use crate::reconcile::view;
 use crate::state::records::{Evacuation, HostRecord};
 use crate::state::{About, StateError, Tx, Versioned, World, now_ms};
@@ -22,6 +23,10 @@ pub enum HostError {
     NoSuchHost { name: HostName, known: String },
     #[error("{name} cannot go to itself")]
     ToItself { name: HostName },
+    #[error("{name} is lost; what it had is started elsewhere")]
+    Lost { name: HostName },
+    #[error("{name} is connected, so it is not dead")]
+    Connected { name: HostName },
     #[error("the plan could not be made")]
     Plan(#[from] FleetError),
     #[error(transparent)]
@@ -37,7 +42,7 @@ pub async fn evacuate(
     dry_run: bool,
 ) -> Result<(EvacuationPlan, u64), HostError> {
     let decide = |world: &World| {
-        let old = host(world, name)?;
+        let old = live(world, name)?;
         for to in &options.to {
             host(world, to)?;
             if to == name {
@@ -102,7 +107,7 @@ async fn change(
     make: impl Fn(&World, &HostRecord) -> HostRecord,
 ) -> Result<(), HostError> {
     let decide = |world: &World| {
-        let old = host(world, name)?;
+        let old = live(world, name)?;
         let record = make(world, old);
         let mut tx = Tx::new();
         if record != old.value {
@@ -112,6 +117,37 @@ async fn change(
         Ok::<_, HostError>((tx, ()))
     };
     core.state.transact(decide).await.map(|_| ())
+}
+
+/// Says that a silent host is dead for certain: nobody waits for its lease. Whoever is wrong has two copies of what it had.
+pub async fn declare_dead(core: &Core, name: &HostName) -> Result<(), HostError> {
+    host(&core.state.world(), name)?;
+    if core.links.connected(name) {
+        return Err(HostError::Connected { name: name.clone() });
+    }
+    // Whoever decides about it at this moment calls it lost itself.
+    if core.leases.seize_by_word(name).is_err() {
+        return Ok(());
+    }
+    let decide = |world: &World| {
+        let old = host(world, name)?;
+        let mut tx = Tx::new();
+        if !old.declared_dead {
+            let message = format!("{name} was declared dead; what it had is started elsewhere");
+            record_loss(&mut tx, old, true, message);
+        }
+        Ok::<_, HostError>((tx, ()))
+    };
+    let decided = core.state.transact(decide).await;
+    let revision = decided.as_ref().map_or_else(|_| core.state.world().revision.0, |(_, revision)| revision.0);
+    core.leases.decided(name, revision);
+    decided.map(|_| ())
+}
+
+/// A host that is not lost.
+fn live<'w>(world: &'w World, name: &HostName) -> Result<&'w Versioned<HostRecord>, HostError> {
+    let host = host(world, name)?;
+    if host.state == HostState::Failed { Err(HostError::Lost { name: name.clone() }) } else { Ok(host) }
 }
 
 fn host<'w>(world: &'w World, name: &HostName) -> Result<&'w Versioned<HostRecord>, HostError> {

@@ -16,6 +16,7 @@ mod core;
 mod desired;
 mod hosts;
 mod http;
+mod leases;
 mod links;
 mod moves;
 mod reconcile;

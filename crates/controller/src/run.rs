@@ -98,6 +98,8 @@ pub async fn run(config: ControllerConfig) -> Result<(), RunError> {
         links: Links::new(),
         moves: Moves::new(),
         waiting: Waiting::default(),
+        leases: crate::leases::Leases::default(),
+        stranded: Waiting::default(),
         evacuations: crate::reconcile::evacuate::Evacuations::default(),
         sessions: Sessions::default(),
         authority,

@@ -139,6 +139,12 @@ impl Book {
         Ok(())
     }
 
+    /// As [`Book::seize`], where somebody has seen that nothing of the host runs.
+    pub fn seize_by_word(&mut self, host: &HostName) -> Result<(), Held> {
+        let entry = self.hosts.entry(host.clone()).or_default();
+        if std::mem::replace(&mut entry.seized, true) { Err(Held::Seized) } else { Ok(()) }
+    }
+
     /// What was decided about the host is in the store at this revision: it is granted something when it has heard of it.
     pub fn decided(&mut self, host: &HostName, revision: u64) {
         if let Some(entry) = self.hosts.get_mut(host) {

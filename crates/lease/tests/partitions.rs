@@ -82,7 +82,17 @@ impl World {
         let names: Vec<HostName> = hosts.iter().map(|h| h.name.clone()).collect();
         let offered = choose_witnesses(&names).to_vec();
         let stored = names.iter().map(|name| (name.clone(), [Vec::new(), offered.clone()])).collect();
-        Self { rng, now: 0, hosts, cut: Vec::new(), book: Some(Book::new(0)), revision: 1, stored, losses: 0, alone_until: None }
+        Self {
+            rng,
+            now: 0,
+            hosts,
+            cut: Vec::new(),
+            book: Some(Book::new(0)),
+            revision: 1,
+            stored,
+            losses: 0,
+            alone_until: None,
+        }
     }
 
     fn witnesses(&self, of: &HostName) -> Vec<Witness> {
@@ -296,7 +306,7 @@ fn quiet(count: usize) -> World {
         back: Vec::new(),
         lost_at: None,
         may_run_until: 0,
-                    told: 0,
+        told: 0,
     };
     world.hosts = (1..=count).map(template).collect();
     let names: Vec<HostName> = world.hosts.iter().map(|h| h.name.clone()).collect();

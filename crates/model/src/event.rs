@@ -41,6 +41,8 @@ pub enum EventKind {
     HostEvacuated,
     HostEvacuationFailed,
     HostActivated,
+    HostFailed,
+    ContainerRecovered,
 }
 
 impl EventKind {
@@ -67,6 +69,8 @@ impl EventKind {
             Self::HostEvacuated => "host-evacuated",
             Self::HostEvacuationFailed => "host-evacuation-failed",
             Self::HostActivated => "host-activated",
+            Self::HostFailed => "host-failed",
+            Self::ContainerRecovered => "container-recovered",
         }
     }
 }

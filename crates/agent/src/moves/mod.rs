@@ -20,6 +20,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 
 use crate::host::Host;
+use crate::witness;
 
 /// A handshake takes at most this long, in milliseconds.
 const HANDSHAKE_TIMEOUT_MS: u64 = 10_000;
@@ -83,5 +84,8 @@ async fn take(host: &Arc<Host>, stream: TcpStream) -> Result<(), String> {
         PeerName::Host(name) => name,
         other => return Err(format!("{other:?} is no host")),
     };
+    if stream.get_ref().1.alpn_protocol() == Some(witness::ALPN) {
+        return timeout(limit, witness::answer(host, stream)).await.map_err(|_| "no answer in time".to_owned())?;
+    }
     incoming::connected(host, peer, stream).await
 }

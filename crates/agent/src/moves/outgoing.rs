@@ -12,6 +12,7 @@ use godwit_api::link::FromAgent;
 use godwit_api::tls;
 use godwit_api::types::ErrorBody;
 use godwit_container::Cgroup;
+use godwit_container::keeper::protocol::Request;
 use godwit_migrate::{SendError, send};
 use godwit_model::container::ContainerSpec;
 use godwit_model::migration::{MoveOptions, Phase};
@@ -259,11 +260,17 @@ fn describe(error: &SendError) -> ErrorBody {
 }
 
 /// The container goes on here: wire first, so that its first word is heard.
+/// After the end of the host's lease it stays frozen, and its keeper lets it go on when it is known whose it is.
 pub async fn thaw(host: &Arc<Host>, spec: &ContainerSpec, cgroup: &Cgroup) -> Result<(), ErrorBody> {
     locked(&host.redirects).remove(&Mac(spec.network.mac.0));
     let network = host.network.lock().await;
     let plugged = network.plug(spec.id.as_str()).await;
     drop(network);
+    if !host.lease.may_run() {
+        plugged.map_err(|e| ErrorBody::from_chain(&e))?;
+        let keeper = host.task(&spec.id)?.keeper().ok_or_else(|| ErrorBody::new("its keeper is gone"))?;
+        return keeper.call(Request::Fence, "fence").await.map(|_| ()).map_err(|e| ErrorBody::from_chain(&e));
+    }
     let cgroup = cgroup.clone();
     let thawed = tokio::task::spawn_blocking(move || cgroup.thaw().map_err(|e| ErrorBody::from_chain(&e)));
     // Both are tried whatever becomes of the other.

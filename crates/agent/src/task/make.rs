@@ -106,7 +106,13 @@ pub async fn start_keeper(
     launch: &LaunchSpec,
 ) -> Result<(Keeper, mpsc::Receiver<Event>), ErrorBody> {
     let (binary, at, launch) = (host.config.binary.clone(), dir.to_owned(), launch.clone());
-    blocking(move || godwit_container::keeper::spawn::spawn(&binary, &at, &launch).map_err(chain)).await?;
+    let lease = host.lease.file().to_owned();
+    blocking(move || {
+        // The keeper works in a directory of its own.
+        let lease = std::path::absolute(&lease).map_err(wrong("finding the lease's file"))?;
+        godwit_container::keeper::spawn::spawn(&binary, &at, &launch, Some(&lease)).map_err(chain)
+    })
+    .await?;
     Keeper::connect(dir).await.map_err(chain)
 }
 

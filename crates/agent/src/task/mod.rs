@@ -9,7 +9,7 @@ mod run;
 mod unmake;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use godwit_api::link::{Assignment, Desired};
@@ -44,6 +44,10 @@ pub enum Command {
     StartMove(Plan, Answer),
     Verdict(MoveId, Verdict, Option<Answer>),
     Examine(oneshot::Sender<Movable>),
+    /// The host's lease has ended, and keepers have stopped what runs.
+    LeaseEnded,
+    /// What the host still owns is known again.
+    LeaseKnown,
 }
 
 /// What becomes of a container that was given away.
@@ -63,6 +67,8 @@ pub struct Shared {
     pub dir: PathBuf,
     pub gate: ExecGate,
     pub brake: Brake,
+    /// Its keeper stops it at the end of the host's lease, or nothing of it runs.
+    guarded: AtomicBool,
     /// See [`Record::since_revision`].
     since_revision: AtomicU64,
 }
@@ -101,6 +107,10 @@ impl TaskHandle {
     /// Whether a `Desired` of this revision knows how the container came to be as it is.
     pub fn known_at(&self, revision: u64) -> bool {
         self.shared.since_revision.load(Ordering::SeqCst) <= revision
+    }
+
+    pub fn guarded(&self) -> bool {
+        self.shared.guarded.load(Ordering::Relaxed)
     }
 
     pub fn outgoing_move(&self) -> Option<MoveId> {
@@ -169,6 +179,7 @@ fn register(
         dir: container_dir(host, &spec.id),
         gate: ExecGate::default(),
         brake: Brake::new(translate::limits(&spec.resources)),
+        guarded: AtomicBool::new(true),
         since_revision: AtomicU64::new(since_revision),
     });
     let handle = TaskHandle { name: spec.name.clone(), mailbox, shared: Arc::clone(&shared) };

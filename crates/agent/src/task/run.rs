@@ -1,8 +1,10 @@
 //! The life of one container on this host: start, watch, restart, give away, unmake.
 
+mod lease;
 mod moving;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use godwit_api::link::Assignment;
@@ -50,6 +52,10 @@ pub struct Task {
     looker: movable::Looker,
     /// How it ended after it was given away, until the store says where it goes on.
     ended: Option<Exit>,
+    /// It is to start when the host's lease goes on.
+    start_by_lease: bool,
+    /// Its keeper holds it still since the end of the host's lease.
+    fenced: bool,
 }
 
 impl Task {
@@ -84,6 +90,8 @@ impl Task {
             outgoing: None,
             looker: movable::Looker::default(),
             ended: None,
+            start_by_lease: false,
+            fenced: false,
         }
     }
 
@@ -119,9 +127,13 @@ impl Task {
                 );
             }
             fill::follow(&self.host, &self.record.spec.name, dir, Filling::default(), keeper.clone(), cgroup.clone());
+            self.shared.guarded.store(state.guarded, Ordering::Relaxed);
             self.went_live(Live { keeper, events, cgroup, pid });
             locked(&self.shared.status).started_at_ms = state.started_unix_ms;
             self.resume_giving_away();
+            if state.fenced {
+                self.lease_ended();
+            }
             return;
         }
         // No keeper, or a half-made container: what is left of it goes, its files stay.
@@ -205,6 +217,9 @@ impl Task {
 
     async fn start(&mut self) {
         self.restart_at = None;
+        if !self.host.lease.may_run() {
+            return self.wait_for_lease();
+        }
         self.set_state(ContainerState::Preparing, None);
         // Written before anything is made, so that an agent after this one knows whose directory it finds.
         let dir = self.shared.dir.clone();
@@ -259,12 +274,23 @@ impl Task {
                 self.measure(true);
                 let _ = answer.send(locked(&self.shared.status).movable.clone());
             }
+            Command::LeaseEnded => self.lease_ended(),
+            Command::LeaseKnown => self.lease_known().await,
             // Handled by `run`, which it ends.
             Command::Unassign { .. } => {}
         }
     }
 
     async fn assign(&mut self, new: Assignment) {
+        // It has lived elsewhere since: nothing of what is here is what it is now.
+        if new.generation > self.record.generation && self.outgoing.is_none() {
+            self.settle().await;
+            let errors = unmake(&self.host, &self.assignment.spec.id, None).await;
+            if !errors.is_empty() {
+                return self.set_state(ContainerState::Failed, Some(errors.join("; ")));
+            }
+            self.restart_at = new.run.then(Instant::now);
+        }
         let old = std::mem::replace(&mut self.assignment, new);
         self.record.spec = self.assignment.spec.clone();
         self.record.generation = self.assignment.generation;
@@ -302,6 +328,10 @@ impl Task {
 
     /// Asks the program to end, then insists.
     async fn stop(&mut self) {
+        if self.fenced {
+            // It stands still and hears nothing.
+            return self.stopped().await;
+        }
         let Some(live) = &mut self.live else { return };
         let signal = LaunchSpec::load(&self.shared.dir).map_or(nix::libc::SIGTERM, |l| l.stop_signal);
         let grace = Duration::from_millis(self.assignment.spec.stop_grace_ms);
@@ -314,6 +344,10 @@ impl Task {
         if let Some(exit) = &exit {
             locked(&self.shared.status).exit = Some(exit_status(exit));
         }
+        self.stopped().await;
+    }
+
+    async fn stopped(&mut self) {
         self.settle().await;
         self.set_state(ContainerState::Stopped, None);
         self.event(EventKind::ContainerStopped, "stopped");
@@ -321,6 +355,8 @@ impl Task {
 
     /// After the program's end: keeper, link, cgroup and mounts go, files stay.
     async fn settle(&mut self) {
+        self.shared.guarded.store(true, Ordering::Relaxed);
+        self.fenced = false;
         *locked(&self.shared.keeper) = None;
         self.live = None;
         self.health = None;
@@ -452,7 +488,7 @@ impl Task {
     /// Everything of the container goes; true when the task has nothing left to do.
     async fn unassign(&mut self, keep_volumes: bool) -> bool {
         let gave_away = self.outgoing.is_some();
-        if self.live.is_some() && !gave_away {
+        if self.live.is_some() && !gave_away && !self.fenced {
             self.stop().await;
         }
         if gave_away {

@@ -5,9 +5,12 @@ use std::path::Path;
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
     let code = match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [_, "keeper", "--dir", dir] => godwit_container::keeper_main(Path::new(dir)),
+        [_, "keeper", "--dir", dir] => godwit_container::keeper_main(Path::new(dir), None),
+        [_, "keeper", "--dir", dir, "--lease", lease] => {
+            godwit_container::keeper_main(Path::new(dir), Some(Path::new(lease)))
+        }
         _ => {
-            eprintln!("usage: godwit-keeper keeper --dir DIR");
+            eprintln!("usage: godwit-keeper keeper --dir DIR [--lease FILE]");
             2
         }
     };

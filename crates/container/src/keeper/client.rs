@@ -143,6 +143,16 @@ impl KeeperClient {
         }
     }
 
+    /// See [`Request::Fence`].
+    pub fn fence(&self) -> Result<(), KeeperCallError> {
+        self.done(Request::Fence)
+    }
+
+    /// See [`Request::Unfence`].
+    pub fn unfence(&self) -> Result<(), KeeperCallError> {
+        self.done(Request::Unfence)
+    }
+
     /// Ends the keeper, with `kill` also a running container.
     pub fn quit(&self, kill: bool) -> Result<(), KeeperCallError> {
         self.done(Request::Quit { kill })

@@ -8,6 +8,7 @@ pub mod client;
 mod connection;
 mod exec;
 pub mod fds;
+pub mod fence;
 mod launch;
 pub mod protocol;
 mod restore;
@@ -58,8 +59,9 @@ fn process<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Keeper
 /// Entry point of `godwit keeper --dir DIR`, to be called before any thread exists. Detaches
 /// itself and returns 0 in the calling process once the keeper listens on `dir/keeper.sock`,
 /// 1 with a message on stderr when it could not.
-pub fn keeper_main(dir: &Path) -> i32 {
-    match detach(dir) {
+/// `lease`: the file that says until when the container may run, see [`fence`].
+pub fn keeper_main(dir: &Path, lease: Option<&Path>) -> i32 {
+    match detach(dir, lease) {
         Ok(code) => code,
         Err(error) => {
             eprintln!("godwit keeper: {}", chain(&error));
@@ -86,7 +88,7 @@ pub(crate) fn note(text: &str) {
 }
 
 /// Takes the directory, forks twice and waits for the grandchild's word that it listens.
-fn detach(dir: &Path) -> Result<i32, KeeperError> {
+fn detach(dir: &Path, lease: Option<&Path>) -> Result<i32, KeeperError> {
     sys::close_all_except(3, &[]).map_err(process("close inherited files"))?;
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     std::env::set_current_dir(dir).map_err(|source| KeeperError::File {
@@ -116,7 +118,7 @@ fn detach(dir: &Path) -> Result<i32, KeeperError> {
         }
         Cloned::Child => {
             drop(ready);
-            let result = become_keeper(&dir, spec, lock, File::from(tell_ready));
+            let result = become_keeper(&dir, spec, lease, lock, File::from(tell_ready));
             if let Err(error) = &result {
                 note(&chain(error));
             }
@@ -141,7 +143,13 @@ fn take_lock(dir: &Path) -> Result<File, KeeperError> {
     }
 }
 
-fn become_keeper(dir: &Path, spec: LaunchSpec, lock: File, mut tell_ready: File) -> Result<(), KeeperError> {
+fn become_keeper(
+    dir: &Path,
+    spec: LaunchSpec,
+    lease: Option<&Path>,
+    lock: File,
+    mut tell_ready: File,
+) -> Result<(), KeeperError> {
     rustix::process::setsid().map_err(process("start a process session"))?;
     // Not a session leader, so that no terminal can become its own.
     // SAFETY: this process has one thread.
@@ -159,7 +167,7 @@ fn become_keeper(dir: &Path, spec: LaunchSpec, lock: File, mut tell_ready: File)
         unsafe { sigaction(signal, &ignore) }.map_err(process("ignore signals"))?;
     }
     let listener = listen(dir)?;
-    let mut keeper = run::Keeper::new(dir, spec, listener)?;
+    let mut keeper = run::Keeper::new(dir, spec, listener, lease.map(Path::to_owned))?;
     tell_ready.write_all(b"r").map_err(process("report to the agent"))?;
     drop(tell_ready);
     let result = keeper.run();

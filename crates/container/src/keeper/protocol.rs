@@ -50,6 +50,10 @@ pub enum Request {
     RestoreProceed {
         go_on: bool,
     },
+    /// The container, frozen by the agent, stays so until the keeper thaws it: the lease of the host has ended.
+    Fence,
+    /// The container is this host's still: one that stood still for the lease's end goes on.
+    Unfence,
     /// Sends a signal number to pid 1.
     Signal {
         signal: i32,

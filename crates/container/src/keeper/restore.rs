@@ -113,6 +113,9 @@ impl Keeper {
             self.tell(Event::RestoreFailed { error: "the restore was called off".to_owned() });
             return Ok(Reply::Done);
         }
+        if go_on {
+            self.check_lease()?;
+        }
         let restoring = self.restoring.as_mut().filter(|r| r.waiting);
         let restoring = restoring.ok_or("no restore waits for a word")?;
         restoring.waiting = false;

@@ -13,6 +13,7 @@ use rustix::process::{WaitOptions, WaitStatus, wait};
 
 use super::connection::Connection;
 use super::exec::{self, Command};
+use super::fence::Fence;
 use super::launch::{self, Created};
 use super::protocol::{Call, Event, Message, Reply, Request};
 use super::restore::Restoring;
@@ -35,6 +36,7 @@ enum Source {
     Listener,
     Agent,
     Criu,
+    Lease,
     Output(Stream),
 }
 
@@ -58,19 +60,26 @@ pub(super) struct Keeper {
     log: LogWriter,
     commands: Vec<Command>,
     pub(super) restoring: Option<Restoring>,
+    pub(super) fence: Fence,
     next_exec_id: u64,
     pub(super) state: State,
     quit: bool,
 }
 
 impl Keeper {
-    pub fn new(dir: &Path, spec: LaunchSpec, listener: UnixListener) -> Result<Keeper, KeeperError> {
+    pub fn new(
+        dir: &Path,
+        spec: LaunchSpec,
+        listener: UnixListener,
+        lease: Option<PathBuf>,
+    ) -> Result<Keeper, KeeperError> {
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGCHLD);
         mask.thread_swap_mask(SigmaskHow::SIG_BLOCK).map_err(process("block signals"))?;
         let children = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .map_err(process("watch for children"))?;
         let log = LogWriter::open(dir, spec.log).map_err(process("open the container's log"))?;
+        let fence = Fence::new(lease).map_err(process("wait for the end of a lease"))?;
         let keeper_pid = std::process::id();
         let state = State {
             phase: Phase::New,
@@ -86,6 +95,8 @@ impl Keeper {
             log_lost_bytes: 0,
             cgroup: spec.cgroup_path(),
             exit: None,
+            guarded: fence.guards(),
+            fenced: false,
         };
         // How an earlier container in this directory ended is not how this one does.
         match std::fs::remove_file(dir.join(state::EXIT_FILE)) {
@@ -105,6 +116,7 @@ impl Keeper {
             log,
             commands: Vec::new(),
             restoring: None,
+            fence,
             next_exec_id: 1,
             state,
             quit: false,
@@ -145,8 +157,13 @@ impl Keeper {
 
     /// The sources that have something to say.
     fn wait(&self, timeout: Option<Duration>) -> Result<Vec<Source>, KeeperError> {
-        let mut sources = vec![Source::Children, Source::Listener];
-        let mut fds = vec![PollFd::new(&self.children, PollFlags::IN), PollFd::new(&self.listener, PollFlags::IN)];
+        // The lease first: what a container says or asks for can wait.
+        let mut sources = vec![Source::Lease, Source::Children, Source::Listener];
+        let mut fds = vec![
+            PollFd::from_borrowed_fd(self.fence.timer(), PollFlags::IN),
+            PollFd::new(&self.children, PollFlags::IN),
+            PollFd::new(&self.listener, PollFlags::IN),
+        ];
         if let Some(agent) = &self.agent {
             let write = if agent.wants_to_write() { PollFlags::OUT } else { PollFlags::empty() };
             sources.push(Source::Agent);
@@ -177,6 +194,7 @@ impl Keeper {
             Source::Listener => self.accept(),
             Source::Agent => self.serve(),
             Source::Criu => self.hear_criu(),
+            Source::Lease => self.look_at_lease(),
             Source::Output(stream) => {
                 self.copy_output(stream);
             }
@@ -240,6 +258,8 @@ impl Keeper {
             Request::PrepareRestore { criu } => self.prepare_restore(&criu)?,
             Request::Restore(spec) => self.restore(&spec)?,
             Request::RestoreProceed { go_on } => self.restore_proceed(go_on)?,
+            Request::Fence => self.fence()?,
+            Request::Unfence => self.unfence()?,
             Request::Signal { signal } => {
                 let init = self.init.as_ref().ok_or("the container does not run")?;
                 sys::send_signal(init.pidfd.as_fd(), signal)
@@ -302,6 +322,7 @@ impl Keeper {
     }
 
     fn start(&mut self) -> Result<Reply, String> {
+        self.check_lease()?;
         let waiting = self.init.as_mut().and_then(|init| init.sync.take());
         let mut sync = waiting.ok_or("there is no created container to start")?;
         launch::start(&mut sync).map_err(|error| chain(&error))?;
@@ -333,7 +354,7 @@ impl Keeper {
     }
 
     /// Collects every child that has ended.
-    fn reap(&mut self) {
+    pub(super) fn reap(&mut self) {
         // Signals of one kind merge: the descriptor says "at least one".
         while let Ok(Some(_)) = self.children.read_signal() {}
         while let Ok(Some((pid, status))) = wait(WaitOptions::NOHANG) {

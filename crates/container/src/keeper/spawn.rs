@@ -31,13 +31,15 @@ pub enum SpawnError {
 }
 
 /// Writes `spec` into `dir` and starts its keeper, which outlives the caller. Returns when the
-/// keeper accepts connections.
-pub fn spawn(binary: &Path, dir: &Path, spec: &LaunchSpec) -> Result<(), SpawnError> {
+/// keeper accepts connections. `lease`: the file by which its container stands still, see [`super::fence`].
+pub fn spawn(binary: &Path, dir: &Path, spec: &LaunchSpec, lease: Option<&Path>) -> Result<(), SpawnError> {
     spec.save(dir)?;
+    let lease: Vec<&std::ffi::OsStr> = lease.iter().flat_map(|file| ["--lease".as_ref(), file.as_os_str()]).collect();
     let output = Command::new(binary)
         .arg("keeper")
         .arg("--dir")
         .arg(dir)
+        .args(lease)
         .env(MARK, dir)
         .stdin(Stdio::null())
         .stdout(Stdio::null())

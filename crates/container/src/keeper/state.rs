@@ -50,6 +50,12 @@ pub struct State {
     pub log_lost_bytes: u64,
     pub cgroup: String,
     pub exit: Option<Exit>,
+    /// It stands still when the host's lease ends. Keepers of earlier versions do not.
+    #[serde(default)]
+    pub guarded: bool,
+    /// The host's lease has ended, and the container stands still for it.
+    #[serde(default)]
+    pub fenced: bool,
 }
 
 /// `exit.json`: how a process ended; one of `code` and `signal` is there.

@@ -85,7 +85,12 @@ impl World {
 
     /// Starts the keeper and connects.
     pub fn spawn(&self) -> Box1 {
-        spawn::spawn(keeper_binary(), self.dir(), &self.spec).unwrap();
+        self.spawn_with(None)
+    }
+
+    /// As [`World::spawn`]; the container stands still at the end of this lease.
+    pub fn spawn_with(&self, lease: Option<&Path>) -> Box1 {
+        spawn::spawn(keeper_binary(), self.dir(), &self.spec, lease).unwrap();
         self.connect()
     }
 

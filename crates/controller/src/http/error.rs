@@ -111,6 +111,10 @@ impl From<HostError> for ApiError {
         match error {
             HostError::State(error) => error.into(),
             error @ HostError::NoSuchHost { .. } => Self::from_chain(StatusCode::NOT_FOUND, &error),
+            error @ HostError::Connected { .. } => Self::from_chain(StatusCode::CONFLICT, &error)
+                .hint("to empty a host that is alive: godwit host evacuate"),
+            error @ HostError::Lost { .. } => Self::from_chain(StatusCode::CONFLICT, &error)
+                .hint("it takes containers again by itself as soon as its agent is back"),
             error @ HostError::ToItself { .. } => Self::from_chain(StatusCode::UNPROCESSABLE_ENTITY, &error),
             error @ HostError::Plan(_) => Self::from_chain(StatusCode::INTERNAL_SERVER_ERROR, &error),
         }

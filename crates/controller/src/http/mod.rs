@@ -80,6 +80,7 @@ fn people() -> Router<Api> {
         .route(routes::HOSTS, get(people::list_hosts))
         .route(&format!("{}/{{host}}/evacuate", routes::HOSTS), post(people::evacuate))
         .route(&format!("{}/{{host}}/cordon", routes::HOSTS), post(people::cordon))
+        .route(&format!("{}/{{host}}/declare-dead", routes::HOSTS), post(people::declare_dead))
         .route(&format!("{}/{{host}}/activate", routes::HOSTS), post(people::activate))
         .route(routes::ENVIRONMENTS, get(people::environments))
         .route(

@@ -51,6 +51,11 @@ pub async fn activate(
     host_view(&api, &host)
 }
 
+pub async fn declare_dead(State(api): State<Api>, HostPath(host): HostPath) -> Answer<HostView> {
+    hosts::declare_dead(&api.core, &host).await?;
+    host_view(&api, &host)
+}
+
 fn host_view(api: &Api, name: &HostName) -> Answer<HostView> {
     let found = Sight::of(&api.core).hosts().into_iter().find(|host| host.name == *name);
     found.map(Json).ok_or_else(|| ApiError::no_host(name))

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use godwit_api::types::{ContainerView, EnvironmentView, EvacuationView, HostView, LayerView};
+use godwit_lease::Held;
 use godwit_model::container::{ContainerState, ContainerStatus};
+use godwit_model::host::HostState;
 use godwit_model::manifest::PublishedPort;
 use godwit_model::migration::{Move, Outcome};
 use godwit_model::{Bytes, ContainerId, ContainerName, EnvName, HostName, LayerName, MilliCpu};
@@ -25,6 +27,10 @@ pub struct Sight {
     pub reports: BTreeMap<HostName, Arc<HostReport>>,
     /// Why containers have no host.
     pub waiting: BTreeMap<ContainerName, String>,
+    /// Why containers of lost hosts are not started elsewhere.
+    pub stranded: BTreeMap<ContainerName, String>,
+    /// Why silent hosts do not count as lost yet.
+    pub may_run: BTreeMap<HostName, String>,
     /// Moves that are not over, with their progress.
     pub moves: BTreeMap<ContainerId, Move>,
 }
@@ -35,9 +41,14 @@ impl Sight {
         let reports = world.hosts.keys().filter_map(|h| Some((h.clone(), core.links.report(h)?))).collect();
         let unplaced = world.containers.iter().filter(|(_, c)| c.host.is_none());
         let waiting = unplaced.filter_map(|(name, _)| Some((name.clone(), core.waiting.reason(name)?))).collect();
+        let silent =
+            world.hosts.values().filter(|h| h.state != HostState::Failed && !core.links.connected(&h.facts.name));
+        let held = silent.filter_map(|h| Some((h.facts.name.clone(), told(&core.leases.held(h)?))));
+        let may_run = held.collect();
+        let stranded = core.stranded.reasons();
         let moves = world.open_moves().filter_map(|m| core.moves.view(&world, &m.id));
         let moves = moves.map(|m| (m.container.clone(), m)).collect();
-        Self { reports, waiting, moves, world }
+        Self { reports, waiting, stranded, may_run, moves, world }
     }
 
     pub fn hosts(&self) -> Vec<HostView> {
@@ -49,7 +60,12 @@ impl Sight {
         let report = self.reports.get(name);
         let mut view = HostView {
             name: name.clone(),
-            state: host.state,
+            // Silent, and not lost yet: what it has may run.
+            state: match host.state {
+                HostState::Failed => HostState::Failed,
+                _ if report.is_some_and(|r| !r.connected) => HostState::Suspect,
+                state => state,
+            },
             connected: report.is_some_and(|r| r.connected),
             last_seen_ms: report.and_then(|r| r.last_seen_ms),
             facts: host.facts.clone(),
@@ -58,6 +74,7 @@ impl Sight {
             reserved_cpu: MilliCpu(0),
             cloudlets: host.facts.cloudlets(),
             evacuation: None,
+            may_run: self.may_run.get(name).cloned(),
         };
         for container in self.world.containers.values() {
             let owned = container.owner() == Some(name);
@@ -169,6 +186,10 @@ impl Sight {
         if container.moving.is_some() {
             return ("moving", None);
         }
+        if self.world.hosts.get(host).is_some_and(|h| h.state == HostState::Failed) {
+            let why = self.stranded.get(container.name()).map_or("it starts elsewhere", String::as_str);
+            return ("waiting", Some(format!("{host} is lost: {why}")));
+        }
         let Some(report) = self.report_of(container) else {
             return ("unknown", Some(format!("{host} has not connected since the controller started")));
         };
@@ -191,6 +212,17 @@ impl Sight {
             return (ContainerState::Stopped.as_str(), None);
         }
         ("waiting", self.waiting.get(container.name()).cloned())
+    }
+}
+
+fn told(held: &Held) -> String {
+    match held {
+        Held::For { ms } => format!("its lease may last {} s more", ms.div_ceil(1_000)),
+        Held::WithoutEnd => "it has no lease that ends: only a person can know that it is dead".to_owned(),
+        Held::NoMajority { known, of } => {
+            format!("only {known} of the {of} hosts that it may have asked are known to have had this controller")
+        }
+        Held::Seized => "it is being called lost".to_owned(),
     }
 }
 

@@ -8,6 +8,7 @@ use axum::extract::ws::{Message, WebSocket};
 use futures_util::StreamExt;
 use godwit_api::link::{Desired, FromAgent, FromController, PROTOCOL, Reply, SILENCE_MS};
 use godwit_api::types::ErrorBody;
+use godwit_lease::Beat;
 use godwit_model::event::EventKind;
 use godwit_model::host::{HostFacts, HostState};
 use godwit_model::{ContainerName, HostName};
@@ -18,6 +19,7 @@ use super::Ask;
 use crate::apply::host_index;
 use crate::core::Core;
 use crate::desired::desired;
+use crate::leases;
 use crate::state::records::HostRecord;
 use crate::state::{About, StateError, Tx, World};
 
@@ -57,6 +59,7 @@ pub async fn serve(core: Arc<Core>, host: HostName, mut socket: WebSocket) {
         host: host.clone(),
         number,
         last: None,
+        told_at: 0,
         pending: HashMap::new(),
         last_request: 0,
         told,
@@ -104,7 +107,17 @@ async fn register(core: &Core, facts: HostFacts) -> Result<(), StateError> {
         let mut tx = Tx::new();
         let old = world.hosts.get(&facts.name);
         let record = match old {
-            Some(old) => HostRecord { facts: facts.clone(), ..old.value.clone() },
+            Some(old) => {
+                let record = HostRecord { facts: facts.clone(), declared_dead: false, ..old.value.clone() };
+                match old.state {
+                    // What it no longer owns it learns from its first word; what was not started elsewhere goes on.
+                    HostState::Failed => {
+                        let state = old.before_failure.unwrap_or_default();
+                        HostRecord { state, before_failure: None, ..record }
+                    }
+                    _ => record,
+                }
+            }
             None => {
                 let index = host_index(world).ok_or(StateError::TooManyHosts)?;
                 tx.allocate(world);
@@ -114,6 +127,9 @@ async fn register(core: &Core, facts: HostFacts) -> Result<(), StateError> {
                     index,
                     evacuation: None,
                     bring_back: Vec::new(),
+                    lease: None,
+                    before_failure: None,
+                    declared_dead: false,
                 }
             }
         };
@@ -156,6 +172,8 @@ struct Link {
     number: u64,
     /// What the host was last told to be.
     last: Option<Desired>,
+    /// It is what the store says as of this revision.
+    told_at: u64,
     pending: HashMap<u64, oneshot::Sender<Result<Reply, ErrorBody>>>,
     last_request: u64,
     told: mpsc::Sender<Told>,
@@ -176,7 +194,10 @@ impl Link {
                 message = socket.next() => {
                     heard = Instant::now();
                     match message {
-                        Some(Ok(Message::Text(text))) => self.hear(text.as_str()),
+                        Some(Ok(Message::Text(text))) => match self.hear(text.as_str()) {
+                            Ok(Some(beat)) => self.prolong(socket, &beat).await,
+                            other => other.map(|_| ()),
+                        },
                         Some(Ok(Message::Close(_))) | None => Err("closed by the agent".to_owned()),
                         Some(Ok(_)) => Ok(()),
                         Some(Err(error)) => Err(error.to_string()),
@@ -213,12 +234,29 @@ impl Link {
         if let Some(last) = &self.last {
             let same = Desired { revision: last.revision, ..new.clone() } == *last;
             if same && last.revision >= awaited(&world, &self.host) {
+                self.told_at = world.revision.0;
                 return Ok(());
             }
         }
         write(socket, &FromController::Desired(Box::new(new.clone()))).await?;
         self.last = Some(new);
+        self.told_at = world.revision.0;
         Ok(())
+    }
+
+    /// The host's lease goes on, once it has heard what it shall be.
+    async fn prolong(&mut self, socket: &mut WebSocket, beat: &Beat) -> Result<(), String> {
+        self.tell(socket).await?;
+        let sent = self.last.as_ref().map_or(0, |last| last.revision);
+        match leases::answer(&self.core, &self.host, beat, self.told_at, sent).await {
+            Ok(Some(grant)) => write(socket, &FromController::Lease(grant)).await,
+            Ok(None) => Ok(()),
+            Err(error) => {
+                let error = ErrorBody::from_chain(&error).one_line();
+                tracing::error!(host = %self.host, error, "its lease is not prolonged");
+                Ok(())
+            }
+        }
     }
 
     async fn ask(&mut self, socket: &mut WebSocket, ask: Ask) -> Result<(), String> {
@@ -230,16 +268,18 @@ impl Link {
         write(socket, &FromController::Request { request, body: Box::new(ask.body) }).await
     }
 
-    fn hear(&mut self, text: &str) -> Result<(), String> {
+    /// A message; what the host asks for by it.
+    fn hear(&mut self, text: &str) -> Result<Option<Beat>, String> {
         let message = serde_json::from_str(text).map_err(|e| format!("a message that cannot be read: {e}"))?;
         match message {
             FromAgent::Hello { .. } => return Err("a second introduction".to_owned()),
-            FromAgent::Status { containers, applied_revision } => {
+            FromAgent::Status { containers, applied_revision, beat } => {
                 self.core.links.update(&self.host, self.number, |report| {
                     report.containers = containers.into_iter().map(|c| (c.id.clone(), c)).collect();
                     report.applied_revision = applied_revision;
                     report.current = true;
                 });
+                return Ok(beat);
             }
             FromAgent::Event { kind, container, message } => {
                 if self.told.try_send(Told { kind, container, message }).is_err() {
@@ -257,7 +297,7 @@ impl Link {
             | FromAgent::MoveReady { .. }
             | FromAgent::MoveFailed { .. }) => self.core.moves.hear(&self.host, about_a_move),
         }
-        Ok(())
+        Ok(None)
     }
 }
 

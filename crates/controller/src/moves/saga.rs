@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use godwit_api::link::{FromAgent, REQUEST_TIMEOUT_MS, Reply, Request};
 use godwit_api::types::ErrorBody;
 use godwit_model::event::EventKind;
+use godwit_model::host::HostState;
 use godwit_model::migration::{DowntimePart, Move, Outcome, Phase, Summary};
 use godwit_model::{HostName, MoveId};
 use tokio::sync::mpsc;
@@ -339,9 +340,11 @@ async fn activate(core: &Arc<Core>, open: &Move) -> Option<(f64, f64, u64)> {
     }
 }
 
-/// Its container has been removed or replaced since.
+/// Its container has been removed or replaced since, or was started anew because the destination was lost.
 fn gone(core: &Core, open: &Move) -> bool {
-    core.state.world().containers.get(&open.name).is_none_or(|c| c.spec.id != open.container || c.removed)
+    let world = core.state.world();
+    let record = world.containers.get(&open.name);
+    record.is_none_or(|c| c.spec.id != open.container || c.removed || c.generation != open.generation.next())
 }
 
 /// Until the source has nothing of it any more.
@@ -356,7 +359,8 @@ async fn release(core: &Arc<Core>, open: &Move) {
         let free = core.links.report(&open.from).is_some_and(|r| {
             r.current && r.applied_revision >= handed_over && !r.containers.contains_key(&open.container)
         });
-        if free || reports.changed().await.is_err() {
+        let lost = core.state.world().hosts.get(&open.from).is_none_or(|host| host.state == HostState::Failed);
+        if free || lost || reports.changed().await.is_err() {
             return;
         }
     }

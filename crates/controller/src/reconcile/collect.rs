@@ -2,6 +2,7 @@
 
 use godwit_model::ContainerName;
 use godwit_model::event::EventKind;
+use godwit_model::host::HostState;
 
 use crate::core::Core;
 use crate::state::records::{ContainerRecord, Leaving};
@@ -22,7 +23,8 @@ fn decide(core: &Core, world: &World) -> Tx {
         if changed == MAX_AT_ONCE {
             break;
         }
-        let left: Vec<Leaving> = container.leaving.iter().filter(|l| held(core, container, l)).cloned().collect();
+        let left: Vec<Leaving> =
+            container.leaving.iter().filter(|l| held(core, world, container, l)).cloned().collect();
         if container.removed && left.is_empty() {
             tx.delete_container(container);
             tx.event(
@@ -46,8 +48,11 @@ fn decide(core: &Core, world: &World) -> Tx {
 }
 
 /// Whether the host may still hold it: until it reports without it, after it has seen that it is to go. A host that
-/// has left the installation for good holds nothing.
-fn held(core: &Core, container: &Versioned<ContainerRecord>, leaving: &Leaving) -> bool {
+/// is lost runs nothing, and learns what it has to remove when it comes back.
+fn held(core: &Core, world: &World, container: &Versioned<ContainerRecord>, leaving: &Leaving) -> bool {
+    if world.hosts.get(&leaving.host).is_some_and(|host| host.state == HostState::Failed) {
+        return false;
+    }
     match core.links.report(&leaving.host) {
         Some(report) if report.current => {
             report.applied_revision < container.revision.0 || report.containers.contains_key(&leaving.id)

@@ -3,6 +3,7 @@
 
 mod collect;
 pub mod evacuate;
+pub mod failure;
 mod place;
 mod prune;
 pub mod view;
@@ -26,7 +27,7 @@ const PASS_PAUSE_MS: u64 = 20;
 
 /// Runs all reconcilers until `stop`.
 pub async fn run(core: Arc<Core>, stop: CancellationToken) {
-    tokio::join!(passes(&core, &stop), evacuate::run(&core, &stop));
+    tokio::join!(passes(&core, &stop), evacuate::run(&core, &stop), failure::run(&core, &stop));
 }
 
 /// When to look at everything again.

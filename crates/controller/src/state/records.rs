@@ -155,6 +155,24 @@ pub struct HostRecord {
     /// Containers that are still to be moved here again.
     #[serde(default)]
     pub bring_back: Vec<ContainerName>,
+    /// `None`: it has no lease, and nobody knows when it runs nothing any more.
+    #[serde(default)]
+    pub lease: Option<LeaseTerms>,
+    /// Its state before it was lost, for when it comes back.
+    #[serde(default)]
+    pub before_failure: Option<HostState>,
+    /// A person has said that it is dead.
+    #[serde(default)]
+    pub declared_dead: bool,
+}
+
+/// Whom a host asks when it has no controller: one of these two, by all that is known.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct LeaseTerms {
+    /// By its own last word.
+    pub held: Vec<HostName>,
+    /// By the last grant that may have reached it.
+    pub offered: Vec<HostName>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

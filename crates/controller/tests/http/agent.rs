@@ -76,6 +76,7 @@ async fn live(host: HostName, mut socket: Socket, ask: mpsc::Sender<Request>, mu
                         desired = *new;
                         say(&mut socket, &status(&desired)).await;
                     }
+                    FromController::Lease(_) => panic!("nobody asked for a lease"),
                     FromController::Request { request, body } => {
                         let result = match &*body {
                             Request::PrepareMove { .. } => Ok(Reply::Prepared { address: ([127, 0, 0, 1], 1).into() }),
@@ -115,7 +116,7 @@ fn status(desired: &Desired) -> FromAgent {
         movable: Movable::default(),
         image_digest: None,
     });
-    FromAgent::Status { containers: containers.collect(), applied_revision: desired.revision }
+    FromAgent::Status { containers: containers.collect(), applied_revision: desired.revision, beat: None }
 }
 
 fn facts(name: HostName) -> HostFacts {

@@ -88,6 +88,9 @@ impl Task {
         self.save_record();
         if self.live.is_some() {
             self.set_state(ContainerState::Running, None);
+            if !self.host.lease.may_run() {
+                self.lease_ended();
+            }
         } else if let Some(exit) = self.ended.take() {
             self.exited(exit);
         } else if self.assignment.run {

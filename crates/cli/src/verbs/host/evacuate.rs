@@ -86,6 +86,9 @@ pub async fn run(client: &Client, printer: &Printer, args: EvacuateArgs) -> Resu
             let hint = "mend it and evacuate again, or `godwit host activate` opens the host";
             Err(Failure::new(text).hint(hint).into())
         }
+        HostState::Failed => {
+            Err(Failure::new(format!("{} was lost meanwhile; what it had starts elsewhere", view.name)).into())
+        }
         state => {
             Err(Failure::new(format!("{} is {} now: somebody ended the evacuation", view.name, state.as_str())).into())
         }
@@ -178,6 +181,7 @@ async fn watch(client: &Client, printer: &Printer, host: &HostName, plan: &Evacu
             | EventKind::HostEvacuationFailed
             | EventKind::HostActivated
             | EventKind::HostCordoned
+            | EventKind::HostFailed
                 if event.host.as_ref() == Some(host) =>
             {
                 return Ok(());
@@ -189,7 +193,10 @@ async fn watch(client: &Client, printer: &Printer, host: &HostName, plan: &Evacu
 
 async fn ended(client: &Client, host: &HostName) -> Result<bool, ClientError> {
     let hosts = client.hosts().await?;
-    Ok(hosts.iter().find(|h| h.name == *host).is_none_or(|h| h.state != HostState::Evacuating))
+    Ok(hosts
+        .iter()
+        .find(|h| h.name == *host)
+        .is_none_or(|h| !matches!(h.state, HostState::Evacuating | HostState::Suspect)))
 }
 
 /// Pauses before the next attempt, or ends with the error when that has gone on for too long.

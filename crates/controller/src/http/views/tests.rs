@@ -117,6 +117,9 @@ fn sight(record: ContainerRecord, report: Option<Arc<HostReport>>) -> Sight {
     let mut world = World::default();
     for (index, name) in ["h1", "h2"].into_iter().enumerate() {
         let host = HostRecord {
+            lease: None,
+            before_failure: None,
+            declared_dead: false,
             facts: facts(name),
             state: HostState::Active,
             index: index as u32,
