@@ -15,6 +15,8 @@ pub struct Holder {
     witnesses: Vec<Witness>,
     /// The lease had ended, and what is still owned is not known yet.
     lapsed: bool,
+    /// Nobody has been told of that yet.
+    untold: bool,
     /// The revision that has to be carried out to know it.
     renewed_at: Option<u64>,
 }
@@ -29,6 +31,7 @@ impl Holder {
             held_since: now,
             witnesses: Vec::new(),
             lapsed: false,
+            untold: false,
             renewed_at: None,
         }
     }
@@ -37,7 +40,7 @@ impl Holder {
     /// is not known because the host was started anew.
     pub fn resumed(witnesses: Vec<Witness>, until: Option<u64>, now: u64) -> Self {
         let mut holder = Self { granted_until: Some(until.unwrap_or(0)), witnesses, ..Self::free(now) };
-        holder.look(now);
+        holder.note(now);
         holder
     }
 
@@ -52,13 +55,18 @@ impl Holder {
         self.until().is_none_or(|until| now < until && !self.lapsed)
     }
 
-    /// Notes that time has passed. `true`: the lease has just ended, and everything has to stand still.
+    /// Notes that time has passed. `true`: the lease has ended since this was asked last, and everything has to stand still.
     pub fn look(&mut self, now: u64) -> bool {
-        let ended = self.until().is_some_and(|until| now >= until);
-        if ended {
-            self.renewed_at = None;
+        self.note(now);
+        std::mem::take(&mut self.untold)
+    }
+
+    fn note(&mut self, now: u64) {
+        if self.until().is_none_or(|until| now < until) {
+            return;
         }
-        ended && !std::mem::replace(&mut self.lapsed, true)
+        self.renewed_at = None;
+        self.untold |= !std::mem::replace(&mut self.lapsed, true);
     }
 
     /// What to send to the controller.
@@ -75,7 +83,7 @@ impl Holder {
 
     /// The controller's answer.
     pub fn granted(&mut self, grant: Grant, now: u64) {
-        self.look(now);
+        self.note(now);
         let until = grant.beat_ms.saturating_add(grant.for_ms);
         if self.granted_until.is_none_or(|old| old <= now) {
             self.held_since = now;
@@ -91,7 +99,7 @@ impl Holder {
     /// What the host shall be is carried out, as of this revision. `true`: after a lapse it is known again what it owns, and
     /// that may run.
     pub fn carried_out(&mut self, revision: u64, now: u64) -> bool {
-        self.look(now);
+        self.note(now);
         let known = self.lapsed && self.renewed_at.is_some_and(|needed| revision >= needed);
         if known {
             self.lapsed = false;
@@ -125,7 +133,7 @@ impl Holder {
 
     /// Counts those who vouched when they were asked at `asked` or later. `true`: the host may go on.
     pub fn vouched(&mut self, asked: u64, by: &[HostName], now: u64) -> bool {
-        self.look(now);
+        self.note(now);
         if self.lapsed || now.saturating_sub(asked) > VOUCH_TIMEOUT_MS {
             return false;
         }
@@ -135,5 +143,29 @@ impl Holder {
         }
         self.vouched_until = self.vouched_until.max(asked + LEASE_MS);
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn grant(beat_ms: u64, revision: u64) -> Grant {
+        let witness = |n| Witness { host: HostName::new(format!("h{n}")).unwrap(), address: ([127, 0, 0, 1], n).into() };
+        Grant { number: 1, beat_ms, for_ms: LEASE_MS, witnesses: vec![witness(1), witness(2)], revision }
+    }
+
+    #[test]
+    fn an_end_is_told_once_whoever_notes_it_and_only_the_word_of_after_it_counts() {
+        let mut holder = Holder::free(0);
+        holder.granted(grant(0, 7), 100);
+        assert!(!holder.look(LEASE_MS - 1) && holder.may_run(LEASE_MS - 1));
+        // Noted on the way of something else.
+        assert!(!holder.vouched(LEASE_MS, &[], LEASE_MS));
+        assert!(holder.look(LEASE_MS) && !holder.look(LEASE_MS));
+        assert!(!holder.carried_out(7, LEASE_MS), "without a new grant nothing is known");
+        holder.granted(grant(LEASE_MS + 1_000, 9), LEASE_MS + 1_100);
+        assert!(!holder.carried_out(8, LEASE_MS + 1_200) && !holder.may_run(LEASE_MS + 1_200));
+        assert!(holder.carried_out(9, LEASE_MS + 1_300) && holder.may_run(LEASE_MS + 1_300));
     }
 }

@@ -5,6 +5,7 @@
 
 mod environments;
 mod evacuation;
+mod failure;
 mod faults;
 mod isolation;
 mod many;

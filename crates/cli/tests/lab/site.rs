@@ -53,6 +53,28 @@ pub fn kill(world: &World, host: u32, program: Program) -> usize {
     pids.iter().filter(|pid| kill_process(**pid, Signal::KILL).is_ok()).count()
 }
 
+/// Kills everything that runs on a host, its agent and its containers, as a power cut does.
+pub fn kill_everything(world: &World, host: u32) {
+    let ours = format!("{}/", world.lab.paths().host_cgroup(Node::Host(host)));
+    const MAX_ROUNDS: usize = 50;
+    for _ in 0..MAX_ROUNDS {
+        let mut found = false;
+        for process in std::fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = process.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+            let cgroup = std::fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
+            if cgroup.contains(&ours) {
+                found = true;
+                let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
+            }
+        }
+        if !found {
+            return;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    panic!("something on host {host} cannot be killed");
+}
+
 /// Runs a shell's commands on a host and returns what they print.
 pub fn shell(world: &World, host: u32, script: &str) -> String {
     let output = world.lab.exec(Node::Host(host), &["sh", "-c", script]).unwrap().output().unwrap();

@@ -107,17 +107,7 @@ async fn register(core: &Core, facts: HostFacts) -> Result<(), StateError> {
         let mut tx = Tx::new();
         let old = world.hosts.get(&facts.name);
         let record = match old {
-            Some(old) => {
-                let record = HostRecord { facts: facts.clone(), declared_dead: false, ..old.value.clone() };
-                match old.state {
-                    // What it no longer owns it learns from its first word; what was not started elsewhere goes on.
-                    HostState::Failed => {
-                        let state = old.before_failure.unwrap_or_default();
-                        HostRecord { state, before_failure: None, ..record }
-                    }
-                    _ => record,
-                }
-            }
+            Some(old) => HostRecord { facts: facts.clone(), ..old.value.clone() },
             None => {
                 let index = host_index(world).ok_or(StateError::TooManyHosts)?;
                 tx.allocate(world);

@@ -35,12 +35,14 @@ pub async fn run(core: &Arc<Core>, stop: &CancellationToken) {
         let world = core.state.world();
         let mut stranded = BTreeMap::new();
         for (name, host) in &world.hosts {
-            if core.links.connected(name) && !seized.contains(name) {
-                continue;
-            }
-            if let Err(error) = look_at(core, &world, host, &mut seized, &mut stranded).await {
+            let looked = match core.links.connected(name) && !seized.contains(name) {
+                true if host.state == HostState::Failed => come_back(core, name).await,
+                true => continue,
+                false => look_at(core, &world, host, &mut seized, &mut stranded).await,
+            };
+            if let Err(error) = looked {
                 let error = ErrorBody::from_chain(&error).one_line();
-                tracing::error!(host = %name, error, "what a lost host had is not started elsewhere yet; tried again");
+                tracing::error!(host = %name, error, "what becomes of a lost host is not decided yet; tried again");
             }
         }
         tell_stranded(core, stranded).await;
@@ -77,6 +79,23 @@ async fn look_at(
     core.leases.decided(name, revision.0);
     seized.remove(name);
     Ok(())
+}
+
+/// A lost host is there again. What it no longer owns it learns from the first word to it; what was not started elsewhere
+/// goes on there.
+async fn come_back(core: &Core, name: &HostName) -> Result<(), StateError> {
+    let decide = |world: &World| {
+        let mut tx = Tx::new();
+        if let Some(old) = world.hosts.get(name).filter(|host| host.state == HostState::Failed) {
+            let state = old.before_failure.unwrap_or_default();
+            let record = HostRecord { state, before_failure: None, declared_dead: false, ..old.value.clone() };
+            tx.put_host(Some(old), &record);
+            let message = format!("{name} is back, and {}", state.as_str());
+            tx.event(EventKind::HostActivated, About::host(name), message);
+        }
+        Ok((tx, ()))
+    };
+    core.state.transact(decide).await.map(|_| ())
 }
 
 fn call_lost(world: &World, name: &HostName) -> Result<(Tx, ()), StateError> {
