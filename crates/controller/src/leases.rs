@@ -17,15 +17,16 @@ use crate::state::{StateError, Tx, World};
 pub struct Leases {
     book: Mutex<Book>,
     started: Instant,
-}
-
-impl Default for Leases {
-    fn default() -> Self {
-        Self { book: Mutex::new(Book::new(0)), started: Instant::now() }
-    }
+    /// `false`: leases have no end.
+    recovery: bool,
 }
 
 impl Leases {
+    /// Nothing is granted yet. Without `recovery` no lease has an end, and no host is lost but by a person's word.
+    pub fn new(recovery: bool) -> Self {
+        Self { book: Mutex::new(Book::new(0)), started: Instant::now(), recovery }
+    }
+
     fn now(&self) -> u64 {
         self.started.elapsed().as_millis() as u64
     }
@@ -79,13 +80,14 @@ pub async fn answer(
 ) -> Result<Option<Grant>, StateError> {
     let world = core.state.world();
     let Some(record) = world.hosts.get(host) else { return Ok(None) };
-    let terms = terms(&world, record, beat);
+    let recovery = core.leases.recovery;
+    let terms = terms(&world, record, beat, recovery);
     if record.lease.as_ref() != Some(&terms) {
         // Before a host gets other witnesses, the store says that it may have them.
         let store = |world: &World| {
             let mut tx = Tx::new();
             if let Some(old) = world.hosts.get(host) {
-                let lease = Some(self::terms(world, old, beat));
+                let lease = Some(self::terms(world, old, beat, recovery));
                 if old.lease != lease {
                     tx.put_host(Some(old), &HostRecord { lease, ..old.value.clone() });
                 }
@@ -107,10 +109,11 @@ pub async fn answer(
 }
 
 /// What a host may hold after this beat. It is offered others only when it is known to hold what it was offered before.
-fn terms(world: &World, record: &HostRecord, beat: &Beat) -> LeaseTerms {
+fn terms(world: &World, record: &HostRecord, beat: &Beat, recovery: bool) -> LeaseTerms {
     let held = beat.witnesses.clone();
     let offered = match &record.lease {
         Some(old) if old.offered != held => old.offered.clone(),
+        _ if !recovery => Vec::new(),
         _ => {
             // Those with leases, which answer; this one is one of them now.
             let able = world.hosts.values().filter(|h| h.state != HostState::Failed);

@@ -36,6 +36,8 @@ pub struct ControllerConfig {
     pub api_socket: PathBuf,
     /// Host and port of the TLS listener, for agents and for people elsewhere.
     pub listen: String,
+    /// Whether what a lost host had is started elsewhere; without it leases have no end.
+    pub recovery: bool,
     /// Gets the TLS listener's address once the API answers.
     pub started: Option<oneshot::Sender<SocketAddr>>,
     /// Ends the controller as SIGTERM does.
@@ -48,6 +50,7 @@ impl ControllerConfig {
             state_dir: state_dir.into(),
             api_socket: api_socket.into(),
             listen: listen.into(),
+            recovery: true,
             started: None,
             stop: CancellationToken::new(),
         }
@@ -84,7 +87,7 @@ pub enum RunError {
 
 /// Runs until SIGTERM, SIGINT or [`ControllerConfig::stop`]; hosts and containers go on when it returns.
 pub async fn run(config: ControllerConfig) -> Result<(), RunError> {
-    let ControllerConfig { state_dir, api_socket, listen, started, stop } = config;
+    let ControllerConfig { state_dir, api_socket, listen, recovery, started, stop } = config;
     let mut term = signal(SignalKind::terminate()).map_err(RunError::Signals)?;
     let mut int = signal(SignalKind::interrupt()).map_err(RunError::Signals)?;
     let opening = tokio::task::spawn_blocking(move || Kept::open(&state_dir)).await;
@@ -98,7 +101,7 @@ pub async fn run(config: ControllerConfig) -> Result<(), RunError> {
         links: Links::new(),
         moves: Moves::new(),
         waiting: Waiting::default(),
-        leases: crate::leases::Leases::default(),
+        leases: crate::leases::Leases::new(recovery),
         stranded: Waiting::default(),
         evacuations: crate::reconcile::evacuate::Evacuations::default(),
         sessions: Sessions::default(),

@@ -151,7 +151,8 @@ mod tests {
     use super::*;
 
     fn grant(beat_ms: u64, revision: u64) -> Grant {
-        let witness = |n| Witness { host: HostName::new(format!("h{n}")).unwrap(), address: ([127, 0, 0, 1], n).into() };
+        let witness =
+            |n| Witness { host: HostName::new(format!("h{n}")).unwrap(), address: ([127, 0, 0, 1], n).into() };
         Grant { number: 1, beat_ms, for_ms: LEASE_MS, witnesses: vec![witness(1), witness(2)], revision }
     }
 

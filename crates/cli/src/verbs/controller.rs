@@ -20,10 +20,14 @@ pub struct ControllerArgs {
     /// Where agents, and people elsewhere, reach it over TLS
     #[arg(long, default_value = "0.0.0.0:7717", value_name = "HOST:PORT")]
     listen: String,
+    /// Never start elsewhere what a silent host has, except by `godwit host declare-dead`
+    #[arg(long)]
+    no_recovery: bool,
 }
 
 /// Runs until a signal ends it. Hosts and containers go on.
 pub async fn run(args: ControllerArgs) -> Result<u8> {
-    godwit_controller::run(ControllerConfig::new(args.state_dir, args.api_socket, args.listen)).await?;
+    let config = ControllerConfig::new(args.state_dir, args.api_socket, args.listen);
+    godwit_controller::run(ControllerConfig { recovery: !args.no_recovery, ..config }).await?;
     Ok(DONE)
 }

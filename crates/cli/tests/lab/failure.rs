@@ -69,7 +69,8 @@ fn on(world: &World, host: &str) -> Vec<String> {
 
 /// The times at which a container has run on a host, as it wrote them itself.
 fn beats(world: &World, host: &str, id: &str) -> Vec<f64> {
-    let text = shell(world, number(host), &format!("cat /var/lib/godwit/agent/containers/{id}/upper/beats 2>/dev/null"));
+    let text =
+        shell(world, number(host), &format!("cat /var/lib/godwit/agent/containers/{id}/upper/beats 2>/dev/null"));
     text.lines().filter_map(|line| line.split(' ').next()?.parse().ok()).collect()
 }
 
@@ -102,7 +103,12 @@ fn spread(world: &World) -> bool {
 }
 
 /// For each of these the copy on the old host was still before the one on the new host ran; the longest time between.
-fn never_two(world: &World, before: &BTreeMap<String, Value>, after: &BTreeMap<String, Value>, names: &[String]) -> f64 {
+fn never_two(
+    world: &World,
+    before: &BTreeMap<String, Value>,
+    after: &BTreeMap<String, Value>,
+    names: &[String],
+) -> f64 {
     let mut longest = 0.0;
     for name in names {
         let id = before[name]["id"].as_str().unwrap();
@@ -148,7 +154,8 @@ fn what_a_dead_host_had_starts_elsewhere_and_nothing_else() {
     assert!(spread(&world));
     assert_eq!(state_of(&world, &host), "failed");
     // Its volume is nowhere else: it is not started without it, and that is said.
-    let view = world.wait("v/db-1", "told as stranded", |c| c["message"].as_str().is_some_and(|m| m.contains("volumes")));
+    let view =
+        world.wait("v/db-1", "told as stranded", |c| c["message"].as_str().is_some_and(|m| m.contains("volumes")));
     assert_eq!((view["state"].as_str(), view["host"].as_str()), (Some("waiting"), Some(&host[..])), "{view:#}");
     let said = world.refused(1, &["host", "activate", &host]);
     assert!(said.contains("lost"), "{said}");
@@ -169,8 +176,11 @@ fn what_a_dead_host_had_starts_elsewhere_and_nothing_else() {
 fn who_has_lost_its_lease_stands_still_before_others_start() {
     let Some(world) = begin("cut", 5) else { return };
     let before = views(&world);
-    let mut hosts: Vec<String> =
-        before.iter().filter(|(n, _)| n.starts_with("e/")).map(|(_, c)| c["host"].as_str().unwrap().to_owned()).collect();
+    let mut hosts: Vec<String> = before
+        .iter()
+        .filter(|(n, _)| n.starts_with("e/"))
+        .map(|(_, c)| c["host"].as_str().unwrap().to_owned())
+        .collect();
     hosts.sort();
     hosts.dedup();
     let (cut, without_agent) = (hosts[0].clone(), hosts[1].clone());
