@@ -12,6 +12,7 @@ mod many;
 mod movable;
 mod moves;
 mod postcopy;
+mod scenario;
 mod sending;
 mod site;
 mod table;
