@@ -156,6 +156,21 @@ pub struct ContainerView {
     pub status: Option<ContainerStatus>,
     /// Set while it is being moved.
     pub moving: Option<godwit_model::MoveId>,
+    /// What it shall have and does not have yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growth: Option<GrowthView>,
+}
+
+/// Resources that a container gets when its host has the room.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrowthView {
+    pub resources: Resources,
+    /// Milliseconds since the epoch.
+    pub requested_at_ms: u64,
+    /// Where it will have them; `None`: there is no plan.
+    pub host: Option<HostName>,
+    /// Why there is no way, if there is none.
+    pub refused: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]

@@ -10,6 +10,7 @@ use crate::http::Sessions;
 use crate::links::Links;
 use crate::moves::Moves;
 use crate::reconcile::evacuate::Evacuations;
+use crate::reconcile::room::Rooms;
 use crate::state::State;
 
 pub struct Core {
@@ -18,6 +19,10 @@ pub struct Core {
     pub moves: Moves,
     pub waiting: Waiting,
     pub evacuations: Evacuations,
+    pub rooms: Rooms,
+    /// Held by whoever decides that room on a host is taken, until the snapshot shows it: decisions about different
+    /// containers touch different keys, so the store alone would let two take the same room.
+    pub placing: tokio::sync::Mutex<()>,
     pub sessions: Sessions,
     pub authority: Authority,
     /// What an agent has to know to join: 64 hexadecimal digits.

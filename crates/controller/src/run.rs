@@ -99,6 +99,8 @@ pub async fn run(config: ControllerConfig) -> Result<(), RunError> {
         moves: Moves::new(),
         waiting: Waiting::default(),
         evacuations: crate::reconcile::evacuate::Evacuations::default(),
+        rooms: crate::reconcile::room::Rooms::default(),
+        placing: tokio::sync::Mutex::default(),
         sessions: Sessions::default(),
         authority,
         join_token,

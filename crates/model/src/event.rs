@@ -30,6 +30,11 @@ pub enum EventKind {
     ContainerFailed,
     ContainerRemoved,
     ContainerOutOfMemory,
+    /// It wants more than its host has, and there is a way; the message says which.
+    ContainerGrowing,
+    ContainerGrown,
+    /// It wants more than its host has, and there is no way yet; the message says why.
+    ContainerNotGrown,
     HealthChanged,
     MoveStarted,
     MoveDone,
@@ -56,6 +61,9 @@ impl EventKind {
             Self::ContainerFailed => "container-failed",
             Self::ContainerRemoved => "container-removed",
             Self::ContainerOutOfMemory => "container-out-of-memory",
+            Self::ContainerGrowing => "container-growing",
+            Self::ContainerGrown => "container-grown",
+            Self::ContainerNotGrown => "container-not-grown",
             Self::HealthChanged => "health-changed",
             Self::MoveStarted => "move-started",
             Self::MoveDone => "move-done",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use godwit_api::types::{ContainerView, EnvironmentView, EvacuationView, HostView, LayerView};
+use godwit_api::types::{ContainerView, EnvironmentView, EvacuationView, GrowthView, HostView, LayerView};
 use godwit_model::container::{ContainerState, ContainerStatus};
 use godwit_model::manifest::PublishedPort;
 use godwit_model::migration::{Move, Outcome};
@@ -25,6 +25,8 @@ pub struct Sight {
     pub reports: BTreeMap<HostName, Arc<HostReport>>,
     /// Why containers have no host.
     pub waiting: BTreeMap<ContainerName, String>,
+    /// Why containers that are to grow cannot.
+    pub not_growing: BTreeMap<ContainerName, String>,
     /// Moves that are not over, with their progress.
     pub moves: BTreeMap<ContainerId, Move>,
 }
@@ -35,9 +37,11 @@ impl Sight {
         let reports = world.hosts.keys().filter_map(|h| Some((h.clone(), core.links.report(h)?))).collect();
         let unplaced = world.containers.iter().filter(|(_, c)| c.host.is_none());
         let waiting = unplaced.filter_map(|(name, _)| Some((name.clone(), core.waiting.reason(name)?))).collect();
+        let growing = world.containers.iter().filter(|(_, c)| c.growth.is_some());
+        let not_growing = growing.filter_map(|(name, _)| Some((name.clone(), core.rooms.refusal(name)?))).collect();
         let moves = world.open_moves().filter_map(|m| core.moves.view(&world, &m.id));
         let moves = moves.map(|m| (m.container.clone(), m)).collect();
-        Self { reports, waiting, moves, world }
+        Self { reports, waiting, not_growing, moves, world }
     }
 
     pub fn hosts(&self) -> Vec<HostView> {
@@ -65,8 +69,9 @@ impl Sight {
             // As placement counts: also what is on its way here, or not gone yet.
             let arriving = self.moves.get(&container.spec.id);
             let arriving = arriving.is_some_and(|m| m.to == *name && m.outcome == Outcome::Moving);
-            if owned || arriving || container.leaving.iter().any(|l| l.host == *name) {
-                let resources = &container.spec.resources;
+            let growing = container.growth.as_ref().filter(|g| g.host.as_ref() == Some(name) && !container.removed);
+            if owned || arriving || growing.is_some() || container.leaving.iter().any(|l| l.host == *name) {
+                let resources = growing.map_or(&container.spec.resources, |growth| &growth.resources);
                 view.reserved_memory.0 = view.reserved_memory.0.saturating_add(resources.reserved_memory.0);
                 view.reserved_cpu.0 = view.reserved_cpu.0.saturating_add(resources.reserved_cpu.0);
             }
@@ -139,6 +144,12 @@ impl Sight {
             resources: container.spec.resources,
             status,
             moving: self.moving(container).map(|m| m.id.clone()).or_else(|| container.moving.clone()),
+            growth: container.growth.as_ref().map(|growth| GrowthView {
+                resources: growth.resources,
+                requested_at_ms: growth.requested_at_ms,
+                host: growth.host.clone(),
+                refused: self.not_growing.get(container.name()).cloned(),
+            }),
         }
     }
 

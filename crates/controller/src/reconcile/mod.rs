@@ -3,8 +3,10 @@
 
 mod collect;
 pub mod evacuate;
+pub mod held;
 mod place;
 mod prune;
+pub mod room;
 pub mod view;
 
 use std::sync::Arc;
@@ -26,7 +28,7 @@ const PASS_PAUSE_MS: u64 = 20;
 
 /// Runs all reconcilers until `stop`.
 pub async fn run(core: Arc<Core>, stop: CancellationToken) {
-    tokio::join!(passes(&core, &stop), evacuate::run(&core, &stop));
+    tokio::join!(passes(&core, &stop), evacuate::run(&core, &stop), room::run(&core, &stop));
 }
 
 /// When to look at everything again.

@@ -6,6 +6,7 @@ use godwit_model::manifest::Spread;
 use godwit_model::migration::Outcome;
 use godwit_plan::{Container, Fleet, Host, HostView, Machine, Placed, Request, View};
 
+use super::held;
 use crate::core::Core;
 use crate::moves::why_unmovable;
 use crate::state::World;
@@ -33,8 +34,15 @@ fn host(core: &Core, world: &World, name: &HostName) -> Option<HostView> {
     })
 }
 
-/// The fleet as plans see it: who is where, what moves where, what cannot move and why.
+/// The fleet as plans see it: who is where, what moves where, what cannot move and why, and what room is held.
 pub fn fleet(core: &Core, world: &World) -> Fleet {
+    let mut fleet = fleet_as_it_is(core, world);
+    held::count(core, world, held::Spared::default(), &mut fleet);
+    fleet
+}
+
+/// The same without the room that is held for those that are to grow.
+pub fn fleet_as_it_is(core: &Core, world: &World) -> Fleet {
     let mut fleet = Fleet::new();
     for (name, record) in &world.hosts {
         let facts = &record.facts;

@@ -56,6 +56,7 @@ fn record(name: &str, host: Option<&str>) -> ContainerRecord {
         volumes_on: None,
         leaving: Vec::new(),
         removed: false,
+        growth: None,
     }
 }
 
@@ -150,6 +151,7 @@ fn a_move(outcome: Outcome) -> Move {
         outcome,
         progress: Progress::default(),
         summary: None,
+        cause: None,
     }
 }
 
