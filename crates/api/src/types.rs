@@ -1,5 +1,7 @@
 //! What the API answers and takes.
 
+mod balance;
+
 use std::collections::BTreeMap;
 
 use godwit_model::container::{ContainerStatus, Health, Resources};
@@ -9,6 +11,8 @@ use godwit_model::migration::MoveOptions;
 use godwit_model::{Bytes, Cloudlets, ContainerId, ContainerName, EnvName, Generation, HostName, LayerName, MilliCpu};
 use godwit_plan::{EvacuateOptions, EvacuationPlan};
 use serde::{Deserialize, Serialize};
+
+pub use balance::{BalanceAnswer, BalanceChange, BalanceMode, BalanceView, LoadView};
 
 /// An error as sent over HTTP: the sentence, what caused it, and the way out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]

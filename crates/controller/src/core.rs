@@ -8,7 +8,9 @@ use godwit_model::ContainerName;
 
 use crate::http::Sessions;
 use crate::links::Links;
+use crate::loads::Loads;
 use crate::moves::Moves;
+use crate::reconcile::balance::Balancing;
 use crate::reconcile::evacuate::Evacuations;
 use crate::reconcile::room::Rooms;
 use crate::state::State;
@@ -20,6 +22,8 @@ pub struct Core {
     pub waiting: Waiting,
     pub evacuations: Evacuations,
     pub rooms: Rooms,
+    pub loads: Loads,
+    pub balancing: Balancing,
     /// Held by whoever decides that room on a host is taken, until the snapshot shows it: decisions about different
     /// containers touch different keys, so the store alone would let two take the same room.
     pub placing: tokio::sync::Mutex<()>,

@@ -100,6 +100,8 @@ pub async fn run(config: ControllerConfig) -> Result<(), RunError> {
         waiting: Waiting::default(),
         evacuations: crate::reconcile::evacuate::Evacuations::default(),
         rooms: crate::reconcile::room::Rooms::default(),
+        loads: crate::loads::Loads::default(),
+        balancing: crate::reconcile::balance::Balancing::default(),
         placing: tokio::sync::Mutex::default(),
         sessions: Sessions::default(),
         authority,

@@ -39,6 +39,11 @@ pub enum EventKind {
     MoveStarted,
     MoveDone,
     MoveFailed,
+    BalanceChanged,
+    /// Moves are advised, and nobody carries them out.
+    BalanceAdvised,
+    /// Moves were made, and nothing more is advised.
+    BalanceDone,
     HostConnected,
     HostDisconnected,
     HostCordoned,
@@ -68,6 +73,9 @@ impl EventKind {
             Self::MoveStarted => "move-started",
             Self::MoveDone => "move-done",
             Self::MoveFailed => "move-failed",
+            Self::BalanceChanged => "balance-changed",
+            Self::BalanceAdvised => "balance-advised",
+            Self::BalanceDone => "balance-done",
             Self::HostConnected => "host-connected",
             Self::HostDisconnected => "host-disconnected",
             Self::HostCordoned => "host-cordoned",

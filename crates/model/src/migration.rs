@@ -197,6 +197,13 @@ pub struct Move {
     pub cause: Option<Cause>,
 }
 
+impl Move {
+    /// The end of a sentence about it: `: it makes room for shop/db-1`; empty where a person asked for it.
+    pub fn why(&self) -> String {
+        self.cause.as_ref().map(|cause| format!(": {}", cause.told(&self.name))).unwrap_or_default()
+    }
+}
+
 /// What a move is good for, where no person asked for this very move.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", tag = "why")]

@@ -1,6 +1,8 @@
 //! A controller that answers as the API says, from values of this page, and the real binary beside it.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+mod balance;
+
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -137,6 +139,8 @@ fn router(shared: Shared) -> Router {
         .route("/v1/moves/{id}/cancel", post(cancel))
         .route("/v1/moves/{id}/watch", get(watch_move))
         .route("/v1/events", get(events))
+        .route("/v1/balance", get(|| async { Json(balance::view("advise", 850)) }).put(balance::change))
+        .route("/v1/balance/now", post(balance::now))
         .with_state(shared)
 }
 

@@ -81,6 +81,8 @@ fn people() -> Router<Api> {
         .route(&format!("{}/{{host}}/evacuate", routes::HOSTS), post(people::evacuate))
         .route(&format!("{}/{{host}}/cordon", routes::HOSTS), post(people::cordon))
         .route(&format!("{}/{{host}}/activate", routes::HOSTS), post(people::activate))
+        .route(routes::BALANCE, get(people::balance).put(people::change_balance))
+        .route(routes::BALANCE_NOW, post(people::balance_now))
         .route(routes::ENVIRONMENTS, get(people::environments))
         .route(
             &format!("{}/{{env}}", routes::ENVIRONMENTS),

@@ -87,8 +87,7 @@ pub async fn request_for(
         let mut tx = Tx::new();
         tx.put_move(None, &begun);
         tx.put_container(Some(old), &ContainerRecord { moving: Some(begun.id.clone()), ..old.value.clone() });
-        let why = cause.as_ref().map(|cause| format!(": {}", cause.told(name))).unwrap_or_default();
-        let message = format!("{name} is being moved from {} to {}{why}", begun.from, begun.to);
+        let message = format!("{name} is being moved from {} to {}{}", begun.from, begun.to, begun.why());
         tx.event(EventKind::MoveStarted, About::container(name, Some(&begun.to)), message);
         Ok((tx, begun))
     };

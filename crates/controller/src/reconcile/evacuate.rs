@@ -140,7 +140,7 @@ async fn empty(core: &Arc<Core>, host: &HostName, evacuation: &Evacuation) -> Re
 }
 
 /// Whether a place that is missing is not only missing because its host's agent has not come to this controller yet.
-pub(super) fn all_have_come(core: &Core, world: &World) -> bool {
+pub fn all_have_come(core: &Core, world: &World) -> bool {
     let mut open = world.hosts.iter().filter(|(_, host)| host.state == HostState::Active);
     core.evacuations.started.elapsed() > Duration::from_millis(AGENTS_COME_MS)
         || open.all(|(name, _)| core.links.report(name).is_some_and(|report| report.current))

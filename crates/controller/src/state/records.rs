@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `/meta/store_id` | identity of the store, made once with it |
 //! | `/meta/allocation` | changes with every number that is given out, so that two cannot give out the same |
+//! | `/meta/balance` | [`BalanceRecord`]; absent while nobody has changed it |
 //! | `/env/NAME` | [`EnvRecord`] |
 //! | `/container/ENV/LAYER-NUMBER` | [`ContainerRecord`]: its key is its name, so a name exists once |
 //! | `/host/NAME` | [`HostRecord`] |
@@ -11,18 +12,20 @@
 //! | `/event/MILLISECONDS-ID` | [`godwit_model::event::Event`]; its number is the revision it was put at |
 //! | `/tick` | last in every transaction: what carries the same revision is complete when it is seen |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
+use godwit_api::types::BalanceMode;
 use godwit_model::container::{ContainerSpec, Resources};
 use godwit_model::host::{HostFacts, HostState};
 use godwit_model::manifest::Manifest;
 use godwit_model::{ContainerId, ContainerName, EnvName, Generation, HostName, MoveId};
-use godwit_plan::EvacuateOptions;
+use godwit_plan::{EvacuateOptions, Policy};
 use serde::{Deserialize, Serialize};
 
 pub const STORE_ID: &str = "/meta/store_id";
 pub const ALLOCATION: &str = "/meta/allocation";
+pub const BALANCE: &str = "/meta/balance";
 pub const TICK: &str = "/tick";
 pub const ENV_PREFIX: &str = "/env/";
 pub const CONTAINER_PREFIX: &str = "/container/";
@@ -201,4 +204,22 @@ pub struct Evacuation {
     pub total: u32,
     /// What could not be moved away in the end, and why.
     pub stays: BTreeMap<ContainerName, Vec<String>>,
+}
+
+/// How containers are balanced over the hosts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BalanceRecord {
+    pub mode: BalanceMode,
+    pub policy: Policy,
+    /// Moves for it at the same time.
+    pub at_once: u32,
+    /// Containers that are still to be moved because a person asked to carry out the advice; `None`: nobody did.
+    #[serde(default)]
+    pub once: Option<BTreeSet<ContainerName>>,
+}
+
+impl Default for BalanceRecord {
+    fn default() -> Self {
+        Self { mode: BalanceMode::default(), policy: Policy::default(), at_once: 2, once: None }
+    }
 }

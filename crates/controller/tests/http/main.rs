@@ -3,6 +3,7 @@
 
 mod agent;
 mod agents;
+mod balance;
 mod controller;
 mod people;
 mod phases;

@@ -73,6 +73,7 @@ fn status(record: &ContainerRecord, state: ContainerState) -> ContainerStatus {
         restarts: 0,
         exit: None,
         memory: None,
+        working_set: None,
         cpu_usec: None,
         movable: Movable::default(),
         image_digest: None,
