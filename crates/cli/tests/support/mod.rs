@@ -370,7 +370,8 @@ async fn events(Query(query): Query<StreamQuery>) -> Body {
         })
     };
     let all = [event(1, "env-applied", "2 layers are new"), event(2, "container-started", "on h1")];
-    let after = all.iter().filter(|e| e["number"].as_u64() > query.since);
+    let done = query.follow.then(|| event(3, "balance-done", "2 moves were made for balance"));
+    let after = all.iter().chain(&done).filter(|e| e["number"].as_u64() > query.since);
     stream(after.map(ToString::to_string).collect(), query.follow)
 }
 

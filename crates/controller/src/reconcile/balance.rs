@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use godwit_api::types::{BalanceMode, ErrorBody};
 use godwit_model::ContainerName;
 use godwit_model::event::EventKind;
-use godwit_model::migration::{Cause, MoveOptions};
+use godwit_model::migration::{Cause, MoveOptions, Outcome};
 use godwit_plan::{Advice, Advised, Purpose};
 use tokio_util::sync::CancellationToken;
 
@@ -20,7 +20,7 @@ use crate::balance::{self, advice, record};
 use crate::core::{Core, locked};
 use crate::moves::{self, MoveError};
 use crate::state::records::BalanceRecord;
-use crate::state::{About, StateError, Tx, World};
+use crate::state::{About, StateError, Tx, World, now_ms};
 
 /// The longest time between two passes, in milliseconds.
 const PASS_EVERY_MS: u64 = 2_000;
@@ -30,8 +30,13 @@ const PASS_PAUSE_MS: u64 = 200;
 const PAUSE_SHARE: u32 = 4;
 /// How long a container is left alone whose move was not even begun, in milliseconds.
 const REFUSED_REST_MS: u64 = 60_000;
-/// How often it is told at most that moves are advised, in milliseconds.
-const TELL_EVERY_MS: u64 = 600_000;
+/// How long a container is left alone whose move failed, in milliseconds, whatever the policy says; doubled with each
+/// failure that has not been forgotten, up to [`MAX_DOUBLED`] times.
+const FAILED_REST_MS: u64 = 60_000;
+const MAX_DOUBLED: u32 = 6;
+/// How often it is told at most that moves are advised, in milliseconds: anew, and still.
+const TELL_EVERY_MS: u64 = 60_000;
+const TELL_AGAIN_MS: u64 = 3_600_000;
 
 /// What a restart of the controller may forget.
 #[derive(Debug, Default)]
@@ -45,6 +50,8 @@ struct Kept {
     refused: BTreeMap<ContainerName, Instant>,
     /// When it was last told that moves are advised.
     told: Option<Instant>,
+    /// Since then none was.
+    was_none: bool,
     /// Moves begun since there was nothing to do.
     begun: usize,
 }
@@ -99,7 +106,7 @@ async fn pass(core: &Arc<Core>) -> Result<(), StateError> {
     let meant = |name: &ContainerName| {
         let asked = record.once.as_ref().is_some_and(|once| once.contains(name));
         let rests = core.balancing.with(|kept| kept.refused.contains_key(name));
-        !rests && (record.mode == BalanceMode::Automatic || asked)
+        !rests && !has_failed(&world, name) && (record.mode == BalanceMode::Automatic || asked)
     };
     let meant: Vec<&Advised> = advice.moves.iter().filter(|advised| meant(&advised.step.container)).collect();
     let ready: Vec<&Advised> = meant.into_iter().filter(|advised| advised.step.after.is_empty()).collect();
@@ -113,14 +120,26 @@ async fn pass(core: &Arc<Core>) -> Result<(), StateError> {
     Ok(())
 }
 
+/// Whether its last moves for balance failed, and that is not long ago.
+fn has_failed(world: &World, name: &ContainerName) -> bool {
+    let of_it = world.moves.values().filter(|m| m.name == *name && matches!(m.cause, Some(Cause::Balance { .. })));
+    let mut ends: Vec<(u64, bool)> =
+        of_it.filter_map(|m| Some((m.finished_at_ms?, matches!(m.outcome, Outcome::Failed { .. })))).collect();
+    ends.sort();
+    let failures = ends.iter().rev().take_while(|(_, failed)| *failed).count() as u32;
+    let rest = FAILED_REST_MS << failures.saturating_sub(1).min(MAX_DOUBLED);
+    failures > 0 && ends.last().is_some_and(|(at, _)| at.saturating_add(rest) > now_ms())
+}
+
 /// Says that there is something to do, where nobody does it.
 async fn tell(core: &Core, advice: &Advice) -> Result<(), StateError> {
     let count = advice.moves.len();
     let tell = core.balancing.with(|kept| {
-        let recently = kept.told.is_some_and(|at| at.elapsed() < Duration::from_millis(TELL_EVERY_MS));
-        let tell = count > 0 && !recently;
+        kept.was_none |= count == 0;
+        let pause = Duration::from_millis(if kept.was_none { TELL_EVERY_MS } else { TELL_AGAIN_MS });
+        let tell = count > 0 && kept.told.is_none_or(|at| at.elapsed() >= pause);
         if tell {
-            kept.told = Some(Instant::now());
+            (kept.told, kept.was_none) = (Some(Instant::now()), false);
         }
         tell
     });

@@ -16,6 +16,7 @@ use godwit_model::{ContainerName, HostName};
 use godwit_plan::{EvacuationPlan, How, Step};
 use tokio_util::sync::CancellationToken;
 
+use super::held::Spared;
 use super::{Wake, view};
 use crate::core::{Core, locked};
 use crate::moves::{self, MoveError};
@@ -108,7 +109,8 @@ async fn empty(core: &Arc<Core>, host: &HostName, evacuation: &Evacuation) -> Re
     }
     let parallel = evacuation.options.parallel.max(1) as usize;
     let mut under_way = world.open_moves().filter(|m| m.from == *host).count();
-    let Ok(plan) = godwit_plan::evacuate(&view::fleet(core, &world), host, &evacuation.options) else { return Ok(()) };
+    let fleet = view::fleet_but(core, &world, Spared::of_evacuation(host));
+    let Ok(plan) = godwit_plan::evacuate(&fleet, host, &evacuation.options) else { return Ok(()) };
     let mut stays = told_stays(&world, &plan);
     // Something goes on, or will be tried again by itself.
     let mut lives = under_way > 0;

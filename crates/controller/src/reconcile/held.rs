@@ -18,6 +18,8 @@ pub struct Spared<'a> {
     pub container: Option<&'a ContainerName>,
     /// What is held on behalf of this grower.
     pub grower: Option<&'a ContainerName>,
+    /// What is held for containers of this host: they have to leave it, whatever else was planned for them.
+    pub host: Option<&'a HostName>,
 }
 
 impl<'a> Spared<'a> {
@@ -27,12 +29,17 @@ impl<'a> Spared<'a> {
             Some(Cause::Room { grower }) => Some(grower),
             _ => None,
         };
-        Self { container: Some(container), grower }
+        Self { container: Some(container), grower, host: None }
     }
 
     /// The plan of a grower.
     pub fn of_plan(grower: &'a ContainerName) -> Self {
-        Self { container: Some(grower), grower: Some(grower) }
+        Self { container: Some(grower), grower: Some(grower), host: None }
+    }
+
+    /// The plan that empties a host.
+    pub fn of_evacuation(host: &'a HostName) -> Self {
+        Self { host: Some(host), ..Self::default() }
     }
 }
 
@@ -57,7 +64,11 @@ fn all(core: &Core, world: &World, spared: Spared<'_>) -> Vec<Held> {
         let steps = core.rooms.steps(grower).into_iter();
         held.extend(steps.map(|(container, host)| Held { container, host, resources: None }));
     }
-    held.retain(|held| Some(&held.container) != spared.container);
+    let is_on = |name: &ContainerName, host| world.containers.get(name).is_some_and(|c| c.owner() == Some(host));
+    held.retain(|held| {
+        let leaves = spared.host.is_some_and(|host| is_on(&held.container, host));
+        !leaves && Some(&held.container) != spared.container
+    });
     held
 }
 

@@ -18,7 +18,7 @@ use godwit_model::{ContainerName, HostName};
 use godwit_plan::{Fleet, RoomError, RoomPlan, Step, make_room};
 use tokio_util::sync::CancellationToken;
 
-use super::held::{self, Spared};
+use super::held::Spared;
 use super::{Wake, evacuate, view};
 use crate::core::{Core, locked};
 use crate::moves::{self, MoveError};
@@ -166,9 +166,7 @@ fn seen(core: &Core, world: &World) -> Seen {
 }
 
 fn fleet_for(core: &Core, world: &World, grower: &ContainerName) -> Fleet {
-    let mut fleet = view::fleet_as_it_is(core, world);
-    held::count(core, world, Spared::of_plan(grower), &mut fleet);
-    fleet
+    view::fleet_but(core, world, Spared::of_plan(grower))
 }
 
 fn plan(fleet: &Fleet, name: &ContainerName, growth: &Growth) -> Result<RoomPlan, RoomError> {
@@ -259,8 +257,7 @@ async fn hold_on(
 async fn begin(core: &Arc<Core>, grower: &ContainerName, step: &Step) -> Result<(), StateError> {
     let cause = Cause::Room { grower: grower.clone() };
     let world = core.state.world();
-    let mut fleet = view::fleet_as_it_is(core, &world);
-    held::count(core, &world, Spared::of_move(&step.container, Some(&cause)), &mut fleet);
+    let fleet = view::fleet_but(core, &world, Spared::of_move(&step.container, Some(&cause)));
     let because = match fleet.check_move(&step.container, &step.to) {
         Err(because) => because,
         Ok(()) => {
