@@ -30,8 +30,8 @@ pub use lines::{Lines, MAX_LINE_BYTES};
 use crate::routes;
 use crate::session::{ExecRequest, LogLine};
 use crate::types::{
-    ActivateRequest, ApplyAnswer, ApplyRequest, ContainerView, EnvironmentView, ErrorBody, EvacuateAnswer,
-    EvacuateRequest, HostView, MigrateRequest, VersionView,
+    ActivateRequest, ApplyAnswer, ApplyRequest, BalanceAnswer, BalanceChange, BalanceView, ContainerView,
+    EnvironmentView, ErrorBody, EvacuateAnswer, EvacuateRequest, HostView, MigrateRequest, VersionView,
 };
 use transport::Answer;
 
@@ -75,6 +75,21 @@ impl Client {
     /// All hosts that ever joined.
     pub async fn hosts(&self) -> Result<Vec<HostView>, ClientError> {
         self.get(routes::HOSTS).await
+    }
+
+    /// How containers are balanced over the hosts, and what is advised now.
+    pub async fn balance(&self) -> Result<BalanceView, ClientError> {
+        self.get(routes::BALANCE).await
+    }
+
+    /// Changes mode and policy of balancing; what is not named stays.
+    pub async fn change_balance(&self, change: &BalanceChange) -> Result<BalanceView, ClientError> {
+        self.send(Method::PUT, routes::BALANCE, Some(change)).await
+    }
+
+    /// Carries out once what is advised now, whatever the mode.
+    pub async fn balance_now(&self) -> Result<BalanceAnswer, ClientError> {
+        self.send(Method::POST, routes::BALANCE_NOW, NOTHING).await
     }
 
     /// All environments, with their containers.

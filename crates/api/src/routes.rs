@@ -8,6 +8,8 @@
 //! | `/v1/hosts/{host}/cordon` | POST | [`crate::types::HostView`] |
 //! | `/v1/hosts/{host}/activate` | POST | [`crate::types::ActivateRequest`] → [`crate::types::HostView`] |
 //! | `/v1/hosts/{host}/declare-dead` | POST | [`crate::types::HostView`] |
+//! | `/v1/balance` | GET, PUT | [`crate::types::BalanceChange`] → [`crate::types::BalanceView`] |
+//! | `/v1/balance/now` | POST | [`crate::types::BalanceAnswer`] |
 //! | `/v1/environments` | GET | list of [`crate::types::EnvironmentView`] |
 //! | `/v1/environments/{env}` | GET, PUT, DELETE | [`crate::types::ApplyRequest`] → [`crate::types::ApplyAnswer`] |
 //! | `/v1/containers?env=` | GET | list of [`crate::types::ContainerView`] |
@@ -28,6 +30,8 @@ use godwit_model::{ContainerName, EnvName, HostName, MoveId};
 
 pub const VERSION: &str = "/v1/version";
 pub const HOSTS: &str = "/v1/hosts";
+pub const BALANCE: &str = "/v1/balance";
+pub const BALANCE_NOW: &str = "/v1/balance/now";
 pub const ENVIRONMENTS: &str = "/v1/environments";
 pub const CONTAINERS: &str = "/v1/containers";
 pub const MOVES: &str = "/v1/moves";

@@ -1,5 +1,7 @@
 //! What the API answers and takes.
 
+mod balance;
+
 use std::collections::BTreeMap;
 
 use godwit_model::container::{ContainerStatus, Health, Resources};
@@ -9,6 +11,8 @@ use godwit_model::migration::MoveOptions;
 use godwit_model::{Bytes, Cloudlets, ContainerId, ContainerName, EnvName, Generation, HostName, LayerName, MilliCpu};
 use godwit_plan::{EvacuateOptions, EvacuationPlan};
 use serde::{Deserialize, Serialize};
+
+pub use balance::{BalanceAnswer, BalanceChange, BalanceMode, BalanceView, LoadView};
 
 /// An error as sent over HTTP: the sentence, what caused it, and the way out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
@@ -159,6 +163,21 @@ pub struct ContainerView {
     pub status: Option<ContainerStatus>,
     /// Set while it is being moved.
     pub moving: Option<godwit_model::MoveId>,
+    /// What it shall have and does not have yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub growth: Option<GrowthView>,
+}
+
+/// Resources that a container gets when its host has the room.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GrowthView {
+    pub resources: Resources,
+    /// Milliseconds since the epoch.
+    pub requested_at_ms: u64,
+    /// Where it will have them; `None`: there is no plan.
+    pub host: Option<HostName>,
+    /// Why there is no way, if there is none.
+    pub refused: Option<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, Default)]

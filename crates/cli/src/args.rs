@@ -74,6 +74,9 @@ pub enum Verb {
     /// Moves: list, show, cancel
     #[command(subcommand)]
     Move(verbs::moves::MoveVerb),
+    /// Spread containers and load over the hosts: show, off, advise, automatic, now
+    #[command(subcommand)]
+    Balance(verbs::balance::BalanceVerb),
     /// Show what happened
     Events(verbs::events::EventsArgs),
     /// Many hosts on this machine: up, demo, down, list, exec, kill, start, cut, restore, rate

@@ -31,6 +31,7 @@ fn tables() {
     shows!(c, "move-list", ["move", "list"]);
     shows!(c, "move-show-done", ["move", "show", DONE]);
     shows!(c, "move-show-failed", ["move", "show", support::FAILED]);
+    shows!(c, "balance-show", ["balance", "show"]);
     shows!(c, "version", ["version"]);
     shows!(c, "events", ["events"]);
     shows!(c, "events-since", ["events", "--since", "1", "--output", "json"]);
@@ -68,6 +69,9 @@ fn json_is_the_api_s_own() {
     assert_eq!(explained["host"]["facts"]["written_pages"]["way"], "tracked");
     assert_eq!(explained["moves"][0]["summary"]["downtime_ms"], 87.26);
     assert_eq!(explained["events"][0]["message"], "on h1");
+    assert_eq!(json(&["balance", "show"])["advice"]["moves"][1]["step"]["after"], serde_json::json!([0]));
+    assert_eq!(json(&["balance", "off", "--threshold", "80%"])["policy"]["cpu_threshold_permille"], 800);
+    assert_eq!(json(&["balance", "now", "--detach"])["moves"][0]["gain"], 1);
     assert_eq!(json(&["version"])["controller"]["store_id"], "5a5a");
     assert_eq!(json(&["stop", "shop/db-1"])["name"], "shop/db-1");
 }
@@ -109,6 +113,14 @@ fn environments_are_applied_and_deleted() {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(b"services: {db: {imag: x}}").unwrap();
     insta::assert_snapshot!("apply-bad-stdin", show(&child.wait_with_output().unwrap(), ""));
+}
+
+#[test]
+fn balance_is_changed_and_carried_out() {
+    let c = Controller::start();
+    shows!(c, "balance-automatic", ["balance", "automatic", "--threshold", "80", "--rest", "1h", "--at-once", "3"]);
+    shows!(c, "balance-now", ["balance", "now"]);
+    shows!(c, "balance-bad-percent", ["balance", "advise", "--least-gain", "200%"]);
 }
 
 #[test]

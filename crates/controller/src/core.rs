@@ -9,8 +9,11 @@ use godwit_model::ContainerName;
 use crate::http::Sessions;
 use crate::leases::Leases;
 use crate::links::Links;
+use crate::loads::Loads;
 use crate::moves::Moves;
+use crate::reconcile::balance::Balancing;
 use crate::reconcile::evacuate::Evacuations;
+use crate::reconcile::room::Rooms;
 use crate::state::State;
 
 pub struct Core {
@@ -22,6 +25,12 @@ pub struct Core {
     pub leases: Leases,
     /// Why containers of lost hosts are not started elsewhere.
     pub stranded: Waiting,
+    pub rooms: Rooms,
+    pub loads: Loads,
+    pub balancing: Balancing,
+    /// Held by whoever decides that room on a host is taken, until the snapshot shows it: decisions about different
+    /// containers touch different keys, so the store alone would let two take the same room.
+    pub placing: tokio::sync::Mutex<()>,
     pub sessions: Sessions,
     pub authority: Authority,
     /// What an agent has to know to join: 64 hexadecimal digits.

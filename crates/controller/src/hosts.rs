@@ -9,6 +9,7 @@ use thiserror::Error;
 
 use crate::core::Core;
 use crate::reconcile::failure::record_loss;
+use crate::reconcile::held::Spared;
 use crate::reconcile::view;
 use crate::state::records::{Evacuation, HostRecord};
 use crate::state::{About, StateError, Tx, Versioned, World, now_ms};
@@ -49,7 +50,8 @@ pub async fn evacuate(
                 return Err(HostError::ToItself { name: name.clone() });
             }
         }
-        let plan = godwit_plan::evacuate(&view::fleet(core, world), name, options)?;
+        let fleet = view::fleet_but(core, world, Spared::of_evacuation(name));
+        let plan = godwit_plan::evacuate(&fleet, name, options)?;
         let mut tx = Tx::new();
         if !dry_run {
             let total = world.containers.values().filter(|c| c.owner() == Some(name)).count() as u32;

@@ -1,7 +1,7 @@
 //! What decides: the API's implementation, reconcilers that take no input, the saga of a move.
 //!
 //! ```text
-//!  people ──▶ http ──▶ apply, containers, hosts, moves ──▶ state (snapshot + transactions) ──▶ store
+//!  people ──▶ http ──▶ apply, balance, hosts, moves, … ──▶ state (snapshot + transactions) ──▶ store
 //!                                                     │ every change wakes
 //!                       links (one per agent) ◀───────┼── desired: what each host shall be
 //!                          │ reports                  └── reconcile: place, collect, resume moves
@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod apply;
+mod balance;
 pub mod containers;
 mod core;
 mod desired;
@@ -18,6 +19,7 @@ mod hosts;
 mod http;
 mod leases;
 mod links;
+mod loads;
 mod moves;
 mod reconcile;
 mod run;

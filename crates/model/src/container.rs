@@ -184,6 +184,9 @@ pub struct ContainerStatus {
     pub restarts: u32,
     pub exit: Option<ExitStatus>,
     pub memory: Option<Bytes>,
+    /// Of `memory`, what the kernel cannot simply give back: without file pages that have not been used for a while.
+    #[serde(default)]
+    pub working_set: Option<Bytes>,
     pub cpu_usec: Option<u64>,
     pub movable: Movable,
     /// Manifest digest of the image it was made from.

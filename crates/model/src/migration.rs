@@ -192,6 +192,43 @@ pub struct Move {
     pub outcome: Outcome,
     pub progress: Progress,
     pub summary: Option<Summary>,
+    /// `None`: a person asked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<Cause>,
+}
+
+impl Move {
+    /// The end of a sentence about it: `: it makes room for shop/db-1`; empty where a person asked for it.
+    pub fn why(&self) -> String {
+        self.cause.as_ref().map(|cause| format!(": {}", cause.told(&self.name))).unwrap_or_default()
+    }
+}
+
+/// What a move is good for, where no person asked for this very move.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "why")]
+pub enum Cause {
+    /// A host is being emptied.
+    Evacuation { host: HostName },
+    /// A host that was emptied is open again.
+    Return { host: HostName },
+    /// A container wants more than its host has: another one, or itself.
+    Room { grower: ContainerName },
+    /// Containers and load are spread over the hosts; the sentence says what this one brings.
+    Balance { reason: String },
+}
+
+impl Cause {
+    /// The reason in words, for the move of `container`.
+    pub fn told(&self, container: &ContainerName) -> String {
+        match self {
+            Self::Evacuation { host } => format!("{host} is being emptied"),
+            Self::Return { host } => format!("{host} takes containers again"),
+            Self::Room { grower } if grower == container => "it needs more room than its host has".to_owned(),
+            Self::Room { grower } => format!("it makes room for {grower}"),
+            Self::Balance { reason } => format!("balance: {reason}"),
+        }
+    }
 }
 
 /// Where a move is, for the progress bar. Numbers never go backwards within a move.

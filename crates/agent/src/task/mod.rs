@@ -159,6 +159,7 @@ fn first_status(spec: &ContainerSpec, generation: godwit_model::Generation) -> C
         restarts: 0,
         exit: None,
         memory: None,
+        working_set: None,
         cpu_usec: None,
         movable: Movable::default(),
         image_digest: None,

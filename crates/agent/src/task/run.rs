@@ -364,7 +364,7 @@ impl Task {
             let mut status = locked(&self.shared.status);
             status.pid = None;
             status.health = None;
-            status.memory = None;
+            (status.memory, status.working_set) = (None, None);
         }
         let errors = stop_everything(&self.host, &self.assignment.spec.id).await;
         if !errors.is_empty() {
@@ -480,6 +480,7 @@ impl Task {
         let mut status = locked(&self.shared.status);
         if let Ok(usage) = live.cgroup.usage() {
             status.memory = Some(godwit_model::Bytes(usage.memory_bytes));
+            status.working_set = Some(godwit_model::Bytes(usage.working_set_bytes));
             status.cpu_usec = Some(usage.cpu_usec);
         }
         status.movable = movable;

@@ -94,6 +94,9 @@ fn rows(explanation: &Explanation) -> Vec<(String, String)> {
     if let Some(message) = &container.message {
         row("", message.clone());
     }
+    if let Some(growth) = ps::growth(container) {
+        row("grows", growth);
+    }
     if let Some(status) = &container.status {
         row("restarts", status.restarts.to_string());
         if let Some(exit) = &status.exit {
@@ -142,5 +145,6 @@ fn one_move(one: &Move) -> String {
         }
         _ => moves::state(one),
     };
-    format!("{}  {} ago  {} → {}: {what}", one.id, human::since(one.requested_at_ms), one.from, one.to)
+    let why = one.cause.as_ref().map(|cause| format!(" ({})", cause.told(&one.name))).unwrap_or_default();
+    format!("{}  {} ago  {} → {}{why}: {what}", one.id, human::since(one.requested_at_ms), one.from, one.to)
 }

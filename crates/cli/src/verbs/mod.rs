@@ -1,6 +1,7 @@
 //! The verbs, one file each.
 
 pub mod agent;
+pub mod balance;
 pub mod container;
 pub mod controller;
 pub mod doctor;
@@ -79,6 +80,7 @@ async fn ask(global: &Global, verb: Verb, printer: &Printer) -> Result<u8> {
         Verb::Rm(args) => container::remove(&client, printer, args).await,
         Verb::Migrate(args) => migrate::run(&client, printer, args).await,
         Verb::Move(verb) => moves::run(&client, printer, verb).await,
+        Verb::Balance(verb) => balance::run(&client, printer, verb).await,
         Verb::Events(args) => events::run(&client, printer, args).await,
         // Run above.
         Verb::Version

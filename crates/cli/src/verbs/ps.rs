@@ -89,9 +89,22 @@ pub fn state(container: &ContainerView) -> String {
     }
 }
 
+/// What it shall have and does not have yet, and why not.
+pub fn growth(container: &ContainerView) -> Option<String> {
+    let growth = container.growth.as_ref()?;
+    let (memory, cpu) = (growth.resources.reserved_memory, growth.resources.reserved_cpu);
+    let what = format!("shall have {memory} and {cpu} CPUs reserved");
+    Some(match (&growth.refused, &growth.host) {
+        (Some(because), _) => format!("{what}, and there is no way: {because}"),
+        (None, Some(host)) => format!("{what}; room is being made on {host}"),
+        (None, None) => what,
+    })
+}
+
 fn notes(container: &ContainerView) -> Vec<String> {
     let name = &container.name;
     let mut notes: Vec<String> = container.message.iter().map(|message| format!("{name}: {message}")).collect();
+    notes.extend(growth(container).map(|text| format!("{name}: {text}")));
     if let Some(status) = &container.status {
         let ended = status.exit.as_ref().filter(|_| status.pid.is_none());
         notes.extend(ended.map(|exit| {

@@ -3,6 +3,7 @@
 //! Each test owns a lab of its own name, and fails if anything of it is left when it is down.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod balance;
 mod environments;
 mod evacuation;
 mod failure;
@@ -12,6 +13,7 @@ mod many;
 mod movable;
 mod moves;
 mod postcopy;
+mod room;
 mod scenario;
 mod sending;
 mod site;

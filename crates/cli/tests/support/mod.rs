@@ -1,6 +1,8 @@
 //! A controller that answers as the API says, from values of this page, and the real binary beside it.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+mod balance;
+
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -137,6 +139,8 @@ fn router(shared: Shared) -> Router {
         .route("/v1/moves/{id}/cancel", post(cancel))
         .route("/v1/moves/{id}/watch", get(watch_move))
         .route("/v1/events", get(events))
+        .route("/v1/balance", get(|| async { Json(balance::view("advise", 850)) }).put(balance::change))
+        .route("/v1/balance/now", post(balance::now))
         .with_state(shared)
 }
 
@@ -366,7 +370,8 @@ async fn events(Query(query): Query<StreamQuery>) -> Body {
         })
     };
     let all = [event(1, "env-applied", "2 layers are new"), event(2, "container-started", "on h1")];
-    let after = all.iter().filter(|e| e["number"].as_u64() > query.since);
+    let done = query.follow.then(|| event(3, "balance-done", "2 moves were made for balance"));
+    let after = all.iter().chain(&done).filter(|e| e["number"].as_u64() > query.since);
     stream(after.map(ToString::to_string).collect(), query.follow)
 }
 

@@ -7,6 +7,7 @@ mod spec;
 use std::collections::BTreeSet;
 
 use godwit_api::types::ApplyAnswer;
+use godwit_model::container::ContainerSpec;
 use godwit_model::event::EventKind;
 use godwit_model::manifest::{Layer, Manifest};
 use godwit_model::migration::{Move, Outcome};
@@ -128,18 +129,19 @@ fn want(
             volumes_on: None,
             leaving: Vec::new(),
             removed: false,
+            growth: None,
         };
         tx.put_container(None, &record);
         return Ok(Some(format!("create {name}")));
     };
     let keeps = Keeps { id_base: old.spec.id_base, address: old.spec.network.address };
-    let mut spec = spec::spec(env, name.clone(), layer, keeps);
-    let sentence = match difference(&old.spec, &spec) {
+    let spec = spec::spec(env, name.clone(), layer, keeps);
+    let asked = ContainerSpec { resources: *old.wanted(), ..old.spec.clone() };
+    let sentence = match difference(&asked, &spec) {
         _ if old.removed => format!("create {name}"),
         Difference::Same => return Ok(None),
         Difference::Resources(what) => {
-            spec.id = old.spec.id.clone();
-            tx.put_container(Some(old), &ContainerRecord { spec, ..old.value.clone() });
+            tx.put_container(Some(old), &old.resized(spec.resources, now_ms()));
             return Ok(Some(format!("resize {name}: {what}")));
         }
         Difference::Replace(what) => format!("replace {name}: {what}"),

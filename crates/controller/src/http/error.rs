@@ -9,6 +9,7 @@ use godwit_store::{CommitError, StoreFault};
 
 use super::sessions::SessionError;
 use crate::apply::ApplyError;
+use crate::balance::BalanceError;
 use crate::containers::ContainerError;
 use crate::hosts::HostError;
 use crate::links::AskError;
@@ -117,6 +118,16 @@ impl From<HostError> for ApiError {
                 .hint("it takes containers again by itself as soon as its agent is back"),
             error @ HostError::ToItself { .. } => Self::from_chain(StatusCode::UNPROCESSABLE_ENTITY, &error),
             error @ HostError::Plan(_) => Self::from_chain(StatusCode::INTERNAL_SERVER_ERROR, &error),
+        }
+    }
+}
+
+impl From<BalanceError> for ApiError {
+    fn from(error: BalanceError) -> Self {
+        match error {
+            BalanceError::State(error) => error.into(),
+            error @ BalanceError::OutOfRange { .. } => Self::from_chain(StatusCode::UNPROCESSABLE_ENTITY, &error),
+            error @ BalanceError::Waits { .. } => Self::from_chain(StatusCode::CONFLICT, &error),
         }
     }
 }

@@ -82,6 +82,8 @@ fn people() -> Router<Api> {
         .route(&format!("{}/{{host}}/cordon", routes::HOSTS), post(people::cordon))
         .route(&format!("{}/{{host}}/declare-dead", routes::HOSTS), post(people::declare_dead))
         .route(&format!("{}/{{host}}/activate", routes::HOSTS), post(people::activate))
+        .route(routes::BALANCE, get(people::balance).put(people::change_balance))
+        .route(routes::BALANCE_NOW, post(people::balance_now))
         .route(routes::ENVIRONMENTS, get(people::environments))
         .route(
             &format!("{}/{{env}}", routes::ENVIRONMENTS),

@@ -3,8 +3,8 @@
 use axum::Json;
 use axum::extract::State;
 use godwit_api::types::{
-    ActivateRequest, ApplyAnswer, ApplyRequest, ContainerView, EnvironmentView, EvacuateAnswer, EvacuateRequest,
-    HostView, MigrateRequest, VersionView,
+    ActivateRequest, ApplyAnswer, ApplyRequest, BalanceAnswer, BalanceChange, BalanceView, ContainerView,
+    EnvironmentView, EvacuateAnswer, EvacuateRequest, HostView, MigrateRequest, VersionView,
 };
 use godwit_model::migration::Move;
 use godwit_model::{ContainerName, EnvName, HostName};
@@ -15,7 +15,7 @@ use super::error::ApiError;
 use super::extract::{Body, ContainerPath, EnvPath, HostPath, MovePath, Params};
 use super::views::{REMOVING, Sight};
 use crate::apply::{self, ApplyError};
-use crate::{containers, hosts, moves};
+use crate::{balance, containers, hosts, moves};
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
@@ -59,6 +59,20 @@ pub async fn declare_dead(State(api): State<Api>, HostPath(host): HostPath) -> A
 fn host_view(api: &Api, name: &HostName) -> Answer<HostView> {
     let found = Sight::of(&api.core).hosts().into_iter().find(|host| host.name == *name);
     found.map(Json).ok_or_else(|| ApiError::no_host(name))
+}
+
+pub async fn balance(State(api): State<Api>) -> Json<BalanceView> {
+    Json(balance::view(&api.core, &api.core.state.world()))
+}
+
+pub async fn change_balance(State(api): State<Api>, Body(change): Body<BalanceChange>) -> Answer<BalanceView> {
+    balance::change(&api.core, &change).await?;
+    Ok(Json(balance::view(&api.core, &api.core.state.world())))
+}
+
+pub async fn balance_now(State(api): State<Api>) -> Answer<BalanceAnswer> {
+    let (advice, since) = balance::now(&api.core).await?;
+    Ok(Json(BalanceAnswer { advice, since }))
 }
 
 pub async fn environments(State(api): State<Api>) -> Json<Vec<EnvironmentView>> {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use godwit_api::types::{ContainerView, EnvironmentView, EvacuationView, HostView, LayerView};
+use godwit_api::types::{ContainerView, EnvironmentView, EvacuationView, GrowthView, HostView, LayerView};
 use godwit_lease::Held;
 use godwit_model::container::{ContainerState, ContainerStatus};
 use godwit_model::host::HostState;
@@ -31,6 +31,8 @@ pub struct Sight {
     pub stranded: BTreeMap<ContainerName, String>,
     /// Why silent hosts do not count as lost yet.
     pub may_run: BTreeMap<HostName, String>,
+    /// Why containers that are to grow cannot.
+    pub not_growing: BTreeMap<ContainerName, String>,
     /// Moves that are not over, with their progress.
     pub moves: BTreeMap<ContainerId, Move>,
 }
@@ -46,9 +48,11 @@ impl Sight {
         let held = silent.filter_map(|h| Some((h.facts.name.clone(), told(&core.leases.held(h)?))));
         let may_run = held.collect();
         let stranded = core.stranded.reasons();
+        let growing = world.containers.iter().filter(|(_, c)| c.growth.is_some());
+        let not_growing = growing.filter_map(|(name, _)| Some((name.clone(), core.rooms.refusal(name)?))).collect();
         let moves = world.open_moves().filter_map(|m| core.moves.view(&world, &m.id));
         let moves = moves.map(|m| (m.container.clone(), m)).collect();
-        Self { reports, waiting, stranded, may_run, moves, world }
+        Self { reports, waiting, stranded, may_run, not_growing, moves, world }
     }
 
     pub fn hosts(&self) -> Vec<HostView> {
@@ -82,8 +86,9 @@ impl Sight {
             // As placement counts: also what is on its way here, or not gone yet.
             let arriving = self.moves.get(&container.spec.id);
             let arriving = arriving.is_some_and(|m| m.to == *name && m.outcome == Outcome::Moving);
-            if owned || arriving || container.leaving.iter().any(|l| l.host == *name) {
-                let resources = &container.spec.resources;
+            let growing = container.growth.as_ref().filter(|g| g.host.as_ref() == Some(name) && !container.removed);
+            if owned || arriving || growing.is_some() || container.leaving.iter().any(|l| l.host == *name) {
+                let resources = growing.map_or(&container.spec.resources, |growth| &growth.resources);
                 view.reserved_memory.0 = view.reserved_memory.0.saturating_add(resources.reserved_memory.0);
                 view.reserved_cpu.0 = view.reserved_cpu.0.saturating_add(resources.reserved_cpu.0);
             }
@@ -156,6 +161,12 @@ impl Sight {
             resources: container.spec.resources,
             status,
             moving: self.moving(container).map(|m| m.id.clone()).or_else(|| container.moving.clone()),
+            growth: container.growth.as_ref().map(|growth| GrowthView {
+                resources: growth.resources,
+                requested_at_ms: growth.requested_at_ms,
+                host: growth.host.clone(),
+                refused: self.not_growing.get(container.name()).cloned(),
+            }),
         }
     }
 

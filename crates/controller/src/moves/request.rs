@@ -5,13 +5,13 @@ use std::sync::Arc;
 use godwit_api::link::{Reply, Request};
 use godwit_model::container::Movable;
 use godwit_model::event::EventKind;
-use godwit_model::migration::{MIN_BANDWIDTH, Move, MoveOptions, Outcome, Phase, Progress};
+use godwit_model::migration::{Cause, MIN_BANDWIDTH, Move, MoveOptions, Outcome, Phase, Progress};
 use godwit_model::{ContainerId, ContainerName, HostName, MoveId};
 use thiserror::Error;
 
 use super::{check, saga};
 use crate::core::Core;
-use crate::reconcile::view;
+use crate::reconcile::{held, view};
 use crate::state::records::ContainerRecord;
 use crate::state::{About, StateError, Tx, Versioned, World, now_ms};
 
@@ -35,13 +35,24 @@ pub enum MoveError {
     State(#[from] StateError),
 }
 
-/// Begins to move a container; without `to` to the host that placement picks. Nothing has changed on any host when
-/// this returns.
+/// Begins to move a container, because a person asked for it; without `to` to the host that placement picks. Nothing
+/// has changed on any host when this returns.
 pub async fn request(
     core: &Arc<Core>,
     name: &ContainerName,
     to: Option<HostName>,
     options: MoveOptions,
+) -> Result<Move, MoveError> {
+    request_for(core, name, to, options, None).await
+}
+
+/// As [`request`]; `cause` says what it is good for where no person asked.
+pub async fn request_for(
+    core: &Arc<Core>,
+    name: &ContainerName,
+    to: Option<HostName>,
+    options: MoveOptions,
+    cause: Option<Cause>,
 ) -> Result<Move, MoveError> {
     if let Some(rate) = options.bandwidth.filter(|rate| *rate < MIN_BANDWIDTH) {
         let because = vec![format!("a bandwidth of {rate} is less than {MIN_BANDWIDTH}")];
@@ -56,7 +67,7 @@ pub async fn request(
         if world.open_moves().any(|m| m.container == old.spec.id) {
             return Err(MoveError::Busy { name: name.clone() });
         }
-        let (from, to) = decide_hosts(core, world, old, to.as_ref(), seen.as_ref())?;
+        let (from, to) = decide_hosts(core, world, old, to.as_ref(), seen.as_ref(), cause.as_ref())?;
         let begun = Move {
             id: id.clone(),
             container: old.spec.id.clone(),
@@ -71,15 +82,19 @@ pub async fn request(
             outcome: Outcome::Moving,
             progress: Progress::default(),
             summary: None,
+            cause: cause.clone(),
         };
         let mut tx = Tx::new();
         tx.put_move(None, &begun);
         tx.put_container(Some(old), &ContainerRecord { moving: Some(begun.id.clone()), ..old.value.clone() });
-        let message = format!("{name} is being moved from {} to {}", begun.from, begun.to);
+        let message = format!("{name} is being moved from {} to {}{}", begun.from, begun.to, begun.why());
         tx.event(EventKind::MoveStarted, About::container(name, Some(&begun.to)), message);
         Ok((tx, begun))
     };
-    let begun = core.state.transact(decide).await;
+    let begun = {
+        let _alone = core.placing.lock().await;
+        core.state.transact(decide).await
+    };
     if begun.is_err() {
         core.moves.take_begun(&id);
     }
@@ -107,6 +122,7 @@ fn decide_hosts(
     old: &Versioned<ContainerRecord>,
     to: Option<&HostName>,
     seen: Option<&(ContainerId, Movable)>,
+    cause: Option<&Cause>,
 ) -> Result<(HostName, HostName), MoveError> {
     let name = old.name();
     let refused = |because: Vec<String>| MoveError::Refused { name: name.clone(), because };
@@ -118,7 +134,8 @@ fn decide_hosts(
     let status = report.as_ref().and_then(|r| r.containers.get(&old.spec.id));
     let seen = seen.filter(|(id, _)| *id == old.spec.id).map(|(_, movable)| movable);
     let mut because = check::of_container(status, seen);
-    let plan = view::plan_view(core, world);
+    let mut plan = view::plan_view(core, world);
+    held::count_in_view(core, world, held::Spared::of_move(name, cause), &mut plan);
     let mut request = view::request(world, old);
     // Its volumes come along.
     request.only = None;

@@ -375,16 +375,11 @@ async fn done(core: &Core, id: &MoveId, summary: Option<Summary>) -> Result<(), 
                 s.total_ms = finished.saturating_sub(now.requested_at_ms) as f64;
                 s
             });
+            let moved = format!("{} moved from {} to {}", now.name, now.from, now.to);
+            let (why, still) = (now.why(), "of it standing still");
             let message = match &summary {
-                Some(s) => format!(
-                    "{} moved from {} to {} in {:.1} s, {:.0} ms of it standing still",
-                    now.name,
-                    now.from,
-                    now.to,
-                    s.total_ms / 1e3,
-                    s.downtime_ms
-                ),
-                None => format!("{} moved from {} to {}", now.name, now.from, now.to),
+                Some(s) => format!("{moved} in {:.1} s, {:.0} ms {still}{why}", s.total_ms / 1e3, s.downtime_ms),
+                None => moved + &why,
             };
             tx.event(EventKind::MoveDone, About::container(&now.name, Some(&now.to)), message);
             let progress = core.moves.view(world, id).map_or(now.progress, |m| m.progress);

@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 use godwit_api::types::ErrorBody;
 use godwit_model::event::EventKind;
 use godwit_model::host::HostState;
-use godwit_model::migration::{MoveOptions, Outcome};
+use godwit_model::migration::{Cause, MoveOptions, Outcome};
 use godwit_model::{ContainerName, HostName};
 use godwit_plan::{EvacuationPlan, How, Step};
 use tokio_util::sync::CancellationToken;
 
+use super::held::Spared;
 use super::{Wake, view};
 use crate::core::{Core, locked};
 use crate::moves::{self, MoveError};
@@ -108,7 +109,8 @@ async fn empty(core: &Arc<Core>, host: &HostName, evacuation: &Evacuation) -> Re
     }
     let parallel = evacuation.options.parallel.max(1) as usize;
     let mut under_way = world.open_moves().filter(|m| m.from == *host).count();
-    let Ok(plan) = godwit_plan::evacuate(&view::fleet(core, &world), host, &evacuation.options) else { return Ok(()) };
+    let fleet = view::fleet_but(core, &world, Spared::of_evacuation(host));
+    let Ok(plan) = godwit_plan::evacuate(&fleet, host, &evacuation.options) else { return Ok(()) };
     let mut stays = told_stays(&world, &plan);
     // Something goes on, or will be tried again by itself.
     let mut lives = under_way > 0;
@@ -140,7 +142,7 @@ async fn empty(core: &Arc<Core>, host: &HostName, evacuation: &Evacuation) -> Re
 }
 
 /// Whether a place that is missing is not only missing because its host's agent has not come to this controller yet.
-fn all_have_come(core: &Core, world: &World) -> bool {
+pub fn all_have_come(core: &Core, world: &World) -> bool {
     let mut open = world.hosts.iter().filter(|(_, host)| host.state == HostState::Active);
     core.evacuations.started.elapsed() > Duration::from_millis(AGENTS_COME_MS)
         || open.all(|(name, _)| core.links.report(name).is_some_and(|report| report.current))
@@ -191,7 +193,8 @@ async fn begin(core: &Arc<Core>, host: &HostName, step: &Step) -> Result<bool, S
     if step.how == How::Restart {
         return restart_elsewhere(core, host, &step.container).await;
     }
-    match moves::request(core, &step.container, Some(step.to.clone()), MoveOptions::default()).await {
+    let cause = Some(Cause::Evacuation { host: host.clone() });
+    match moves::request_for(core, &step.container, Some(step.to.clone()), MoveOptions::default(), cause).await {
         Ok(_) => Ok(true),
         Err(MoveError::State(error)) => Err(error),
         // Somebody else moves it; what becomes of that is seen by a later pass.
@@ -269,7 +272,8 @@ async fn bring_back(core: &Arc<Core>, host: &HostName) -> Result<(), StateError>
         record.bring_back.iter().take(BACK_AT_ONCE.saturating_sub(under_way)).cloned().collect();
     for name in &next {
         let away = world.containers.get(name).is_some_and(|c| c.owner().is_some_and(|owner| owner != host));
-        if away && let Err(error) = moves::request(core, name, Some(host.clone()), MoveOptions::default()).await {
+        let (to, cause) = (Some(host.clone()), Some(Cause::Return { host: host.clone() }));
+        if away && let Err(error) = moves::request_for(core, name, to, MoveOptions::default(), cause).await {
             let error = ErrorBody::from_chain(&error).one_line();
             tracing::info!(container = %name, %host, error, "not brought back");
         }

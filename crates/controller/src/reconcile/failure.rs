@@ -15,6 +15,7 @@ use godwit_model::{ContainerName, HostName};
 use godwit_plan::{RecoveryPlan, Start};
 use tokio_util::sync::CancellationToken;
 
+use super::held::Spared;
 use super::{Wake, view};
 use crate::core::Core;
 use crate::state::records::{ContainerRecord, HostRecord};
@@ -70,6 +71,7 @@ async fn look_at(
         Err(_) => return Ok(()),
     }
     let revision = if failed {
+        let _alone = core.placing.lock().await;
         let (plan, revision) = core.state.transact(|world| give_away(core, world, name)).await?;
         stranded.extend(plan.into_iter().flat_map(|plan| plan.stays).map(|s| (s.container, s.reasons.join("; "))));
         revision
@@ -127,7 +129,7 @@ fn give_away(core: &Core, world: &World, name: &HostName) -> Result<(Tx, Option<
     if world.hosts.get(name).is_none_or(|host| host.state != HostState::Failed) {
         return Ok((tx, None));
     }
-    let plan = match godwit_plan::recover(&view::fleet(core, world), name) {
+    let plan = match godwit_plan::recover(&view::fleet_but(core, world, Spared::of_evacuation(name)), name) {
         Ok(plan) => plan,
         Err(error) => {
             tracing::error!(host = %name, %error, "no plan for what a lost host had");

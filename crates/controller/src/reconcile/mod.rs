@@ -1,11 +1,14 @@
 //! Reconcilers: each looks at everything, does what is missing, and takes no input. They run after every change of the
 //! store or of a report, and at the latest every [`PASS_EVERY_MS`].
 
+pub mod balance;
 mod collect;
 pub mod evacuate;
 pub mod failure;
+pub mod held;
 mod place;
 mod prune;
+pub mod room;
 pub mod view;
 
 use std::sync::Arc;
@@ -27,7 +30,13 @@ const PASS_PAUSE_MS: u64 = 20;
 
 /// Runs all reconcilers until `stop`.
 pub async fn run(core: Arc<Core>, stop: CancellationToken) {
-    tokio::join!(passes(&core, &stop), evacuate::run(&core, &stop), failure::run(&core, &stop));
+    tokio::join!(
+        passes(&core, &stop),
+        evacuate::run(&core, &stop),
+        room::run(&core, &stop),
+        balance::run(&core, &stop),
+        failure::run(&core, &stop)
+    );
 }
 
 /// When to look at everything again.

@@ -7,7 +7,7 @@ use godwit_model::event::EventKind;
 use godwit_model::manifest::Dependency;
 use godwit_model::{ContainerName, HostName, LayerName};
 
-use super::view;
+use super::{held, view};
 use crate::core::Core;
 use crate::state::records::{ContainerRecord, EnvRecord};
 use crate::state::{About, StateError, Tx, World};
@@ -18,7 +18,10 @@ const MAX_AT_ONCE: usize = 40;
 type Reasons = BTreeMap<ContainerName, String>;
 
 pub async fn pass(core: &Core) -> Result<(), StateError> {
-    let (reasons, _) = core.state.transact(|world| Ok::<_, StateError>(decide(core, world))).await?;
+    let (reasons, _) = {
+        let _alone = core.placing.lock().await;
+        core.state.transact(|world| Ok::<_, StateError>(decide(core, world))).await?
+    };
     let new = core.waiting.replace(reasons);
     if new.is_empty() {
         return Ok(());
@@ -38,6 +41,7 @@ fn decide(core: &Core, world: &World) -> (Tx, Reasons) {
     let mut tx = Tx::new();
     let mut reasons = Reasons::new();
     let mut plan = view::plan_view(core, world);
+    held::count_in_view(core, world, held::Spared::default(), &mut plan);
     let mut placed = 0;
     for container in world.containers.values().filter(|c| c.host.is_none() && !c.removed && c.run) {
         if placed == MAX_AT_ONCE {

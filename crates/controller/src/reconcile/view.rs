@@ -6,6 +6,7 @@ use godwit_model::manifest::Spread;
 use godwit_model::migration::Outcome;
 use godwit_plan::{Container, Fleet, Host, HostView, Machine, Placed, Request, View};
 
+use super::held::{self, Spared};
 use crate::core::Core;
 use crate::moves::why_unmovable;
 use crate::state::World;
@@ -33,8 +34,19 @@ fn host(core: &Core, world: &World, name: &HostName) -> Option<HostView> {
     })
 }
 
-/// The fleet as plans see it: who is where, what moves where, what cannot move and why.
+/// The fleet as plans see it: who is where, what moves where, what cannot move and why, and what room is held.
 pub fn fleet(core: &Core, world: &World) -> Fleet {
+    fleet_but(core, world, Spared::default())
+}
+
+/// The same without the room that is held for these.
+pub fn fleet_but(core: &Core, world: &World, spared: Spared<'_>) -> Fleet {
+    let mut fleet = fleet_as_it_is(core, world);
+    held::count(core, world, spared, &mut fleet);
+    fleet
+}
+
+fn fleet_as_it_is(core: &Core, world: &World) -> Fleet {
     let mut fleet = Fleet::new();
     for (name, record) in &world.hosts {
         let facts = &record.facts;

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `/meta/store_id` | identity of the store, made once with it |
 //! | `/meta/allocation` | changes with every number that is given out, so that two cannot give out the same |
+//! | `/meta/balance` | [`BalanceRecord`]; absent while nobody has changed it |
 //! | `/env/NAME` | [`EnvRecord`] |
 //! | `/container/ENV/LAYER-NUMBER` | [`ContainerRecord`]: its key is its name, so a name exists once |
 //! | `/host/NAME` | [`HostRecord`] |
@@ -11,18 +12,20 @@
 //! | `/event/MILLISECONDS-ID` | [`godwit_model::event::Event`]; its number is the revision it was put at |
 //! | `/tick` | last in every transaction: what carries the same revision is complete when it is seen |
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::Ipv4Addr;
 
-use godwit_model::container::ContainerSpec;
+use godwit_api::types::BalanceMode;
+use godwit_model::container::{ContainerSpec, Resources};
 use godwit_model::host::{HostFacts, HostState};
 use godwit_model::manifest::Manifest;
 use godwit_model::{ContainerId, ContainerName, EnvName, Generation, HostName, MoveId};
-use godwit_plan::EvacuateOptions;
+use godwit_plan::{EvacuateOptions, Policy};
 use serde::{Deserialize, Serialize};
 
 pub const STORE_ID: &str = "/meta/store_id";
 pub const ALLOCATION: &str = "/meta/allocation";
+pub const BALANCE: &str = "/meta/balance";
 pub const TICK: &str = "/tick";
 pub const ENV_PREFIX: &str = "/env/";
 pub const CONTAINER_PREFIX: &str = "/container/";
@@ -116,6 +119,19 @@ pub struct ContainerRecord {
     pub leaving: Vec<Leaving>,
     /// To be removed; the record goes when no host holds it any more.
     pub removed: bool,
+    /// What it shall have instead of what its specification says, once its host has the room.
+    #[serde(default)]
+    pub growth: Option<Growth>,
+}
+
+/// Resources that were asked for and that a container does not have yet.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Growth {
+    pub resources: Resources,
+    /// Milliseconds since the epoch.
+    pub requested_at_ms: u64,
+    /// Where it will have them by plan: nothing else gets that room. `None`: there is no plan.
+    pub host: Option<HostName>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,8 +150,30 @@ impl ContainerRecord {
         self.host.as_ref().filter(|_| !self.removed)
     }
 
-    /// Takes it off its host: what the host holds becomes something that leaves.
+    /// What it shall have: what was asked for last.
+    pub fn wanted(&self) -> &Resources {
+        self.growth.as_ref().map_or(&self.spec.resources, |growth| &growth.resources)
+    }
+
+    /// With other resources: at once where that takes nothing from anybody, else when there is room.
+    pub fn resized(&self, resources: Resources, now_ms: u64) -> Self {
+        let has = &self.spec.resources;
+        let more = resources.reserved_memory > has.reserved_memory || resources.reserved_cpu > has.reserved_cpu;
+        let mut record = self.clone();
+        record.growth =
+            (more && self.owner().is_some()).then(|| Growth { resources, requested_at_ms: now_ms, host: None });
+        if record.growth.is_none() {
+            record.spec.resources = resources;
+        }
+        record
+    }
+
+    /// Takes it off its host: what the host holds becomes something that leaves. Whatever it grows to, its next place
+    /// has room for that.
     pub fn leave_host(&mut self) {
+        if let Some(growth) = self.growth.take() {
+            self.spec.resources = growth.resources;
+        }
         if let Some(host) = self.host.take() {
             self.leaving.push(Leaving { id: self.spec.id.clone(), host });
         }
@@ -184,4 +222,22 @@ pub struct Evacuation {
     pub total: u32,
     /// What could not be moved away in the end, and why.
     pub stays: BTreeMap<ContainerName, Vec<String>>,
+}
+
+/// How containers are balanced over the hosts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BalanceRecord {
+    pub mode: BalanceMode,
+    pub policy: Policy,
+    /// Moves for it at the same time.
+    pub at_once: u32,
+    /// Containers that are still to be moved because a person asked to carry out the advice; `None`: nobody did.
+    #[serde(default)]
+    pub once: Option<BTreeSet<ContainerName>>,
+}
+
+impl Default for BalanceRecord {
+    fn default() -> Self {
+        Self { mode: BalanceMode::default(), policy: Policy::default(), at_once: 2, once: None }
+    }
 }

@@ -75,6 +75,10 @@ impl Tx {
         self.put(host_key(&value.facts.name), old, value);
     }
 
+    pub fn put_balance(&mut self, old: Option<&Versioned<BalanceRecord>>, value: &BalanceRecord) {
+        self.put(BALANCE.to_owned(), old, value);
+    }
+
     pub fn put_move(&mut self, old: Option<&Versioned<Move>>, value: &Move) {
         self.put(move_key(&value.id), old, value);
     }

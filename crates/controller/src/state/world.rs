@@ -35,6 +35,8 @@ pub struct World {
     pub store_id: String,
     /// Revision of the allocation key; `None` before the first allocation.
     pub allocation: Option<Revision>,
+    /// `None` while nobody has changed it.
+    pub balance: Option<Shared<BalanceRecord>>,
     pub envs: BTreeMap<EnvName, Shared<EnvRecord>>,
     pub containers: BTreeMap<ContainerName, Shared<ContainerRecord>>,
     pub hosts: BTreeMap<HostName, Shared<HostRecord>>,
@@ -81,6 +83,8 @@ impl World {
             self.moves.insert(id, decode(&entry)?);
         } else if key == STORE_ID {
             self.store_id = decode::<String>(&entry)?.value.clone();
+        } else if key == BALANCE {
+            self.balance = Some(decode(&entry)?);
         } else if key == ALLOCATION {
             self.allocation = Some(entry.mod_revision);
         }

@@ -1,7 +1,8 @@
 //! An agent that is played: it joins, links, reports what it is told to run as running, and does what a test says.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use futures_util::{SinkExt, StreamExt};
 use godwit_api::link::{Desired, FromAgent, FromController, HEARTBEAT_MS, PROTOCOL, Reply, Request};
@@ -9,7 +10,7 @@ use godwit_api::tls::Identity;
 use godwit_api::types::ErrorBody;
 use godwit_model::container::{ContainerState, ContainerStatus, Movable};
 use godwit_model::host::HostFacts;
-use godwit_model::{Bytes, HostName, MilliCpu};
+use godwit_model::{Bytes, ContainerName, HostName, MilliCpu};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -21,10 +22,15 @@ use crate::controller::{Controller, within};
 
 pub type Socket = WebSocketStream<TlsStream<TcpStream>>;
 
+pub type Busy = Arc<Mutex<BTreeMap<String, u64>>>;
+
 pub struct Agent {
+    pub name: HostName,
     pub identity: Arc<Identity>,
     /// What it is asked and does not answer by itself.
     pub asked: mpsc::Receiver<Request>,
+    /// How much CPU its containers use, by their names, in thousandths of a core; the others use none.
+    pub busy: Busy,
     /// What it shall say.
     pub voice: mpsc::Sender<FromAgent>,
     task: JoinHandle<()>,
@@ -33,10 +39,22 @@ pub struct Agent {
 /// A new host, linked.
 pub async fn agent(controller: &Controller, name: &str) -> Agent {
     let identity = Arc::new(controller.join(name).await);
+    link(controller, name, identity).await
+}
+
+/// The same host links to a controller that was restarted.
+pub async fn again(controller: &Controller, agent: Agent) -> Agent {
+    let (name, identity) = (agent.name.clone(), Arc::clone(&agent.identity));
+    agent.die().await;
+    link(controller, name.as_str(), identity).await
+}
+
+async fn link(controller: &Controller, name: &str, identity: Arc<Identity>) -> Agent {
     let socket = dial(controller, Some(&identity), "/v1/agent/link").await.unwrap();
     let (ask, asked) = mpsc::channel(64);
     let (voice, said) = mpsc::channel(1024);
-    let task = tokio::spawn(live(HostName::new(name).unwrap(), socket, ask, said));
+    let busy = Busy::default();
+    let task = tokio::spawn(live(HostName::new(name).unwrap(), socket, ask, said, Arc::clone(&busy)));
     let client = controller.client();
     let linked = async {
         while !client.hosts().await.unwrap().iter().any(|h| h.name.as_str() == name && h.connected) {
@@ -44,7 +62,7 @@ pub async fn agent(controller: &Controller, name: &str) -> Agent {
         }
     };
     within(linked).await;
-    Agent { identity, asked, voice, task }
+    Agent { name: HostName::new(name).unwrap(), identity, asked, busy, voice, task }
 }
 
 impl Agent {
@@ -55,26 +73,54 @@ impl Agent {
     }
 }
 
+/// Lets every move between these hosts succeed as soon as it is begun.
+pub fn let_moves_succeed(agents: &mut [&mut Agent]) {
+    let voices: Vec<(HostName, mpsc::Sender<FromAgent>)> =
+        agents.iter().map(|agent| (agent.name.clone(), agent.voice.clone())).collect();
+    for agent in agents {
+        // Their ends of the channels stay with the agents.
+        let mut asked = std::mem::replace(&mut agent.asked, mpsc::channel(1).1);
+        let voices = voices.clone();
+        tokio::spawn(async move {
+            while let Some(request) = asked.recv().await {
+                if let Request::StartMove { id, to, .. } = request
+                    && let Some((_, voice)) = voices.iter().find(|(name, _)| *name == to)
+                {
+                    // A controller that has ended hears nothing.
+                    let _ = voice.send(crate::phases::ready(id)).await;
+                }
+            }
+        });
+    }
+}
+
 pub async fn dial(controller: &Controller, identity: Option<&Identity>, path: &str) -> Result<Socket, Error> {
     let stream = controller.dial(identity).await;
     let (socket, _) = within(tokio_tungstenite::client_async(format!("wss://controller{path}"), stream)).await?;
     Ok(socket)
 }
 
-async fn live(host: HostName, mut socket: Socket, ask: mpsc::Sender<Request>, mut said: mpsc::Receiver<FromAgent>) {
+async fn live(
+    host: HostName,
+    mut socket: Socket,
+    ask: mpsc::Sender<Request>,
+    mut said: mpsc::Receiver<FromAgent>,
+    busy: Busy,
+) {
     say(&mut socket, &FromAgent::Hello { protocol: PROTOCOL, facts: Box::new(facts(host)) }).await;
     let mut beat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS / 2));
     let mut desired = Desired::default();
+    let began = Instant::now();
     loop {
         tokio::select! {
-            _ = beat.tick() => say(&mut socket, &status(&desired)).await,
+            _ = beat.tick() => say(&mut socket, &status(&desired, &busy, began)).await,
             Some(message) = said.recv() => say(&mut socket, &message).await,
             message = socket.next() => match message {
                 Some(Ok(Message::Text(text))) => match serde_json::from_str(&text).unwrap() {
                     FromController::Refused { error } => panic!("refused: {error}"),
                     FromController::Desired(new) => {
                         desired = *new;
-                        say(&mut socket, &status(&desired)).await;
+                        say(&mut socket, &status(&desired, &busy, began)).await;
                     }
                     FromController::Lease(_) => panic!("nobody asked for a lease"),
                     FromController::Request { request, body } => {
@@ -99,7 +145,11 @@ async fn say(socket: &mut Socket, message: &FromAgent) {
     let _ = socket.send(Message::Text(serde_json::to_string(message).unwrap().into())).await;
 }
 
-fn status(desired: &Desired) -> FromAgent {
+fn status(desired: &Desired, busy: &Busy, began: Instant) -> FromAgent {
+    let used = |name: &ContainerName| {
+        let milli = busy.lock().unwrap().get(&name.to_string()).copied()?;
+        Some(began.elapsed().as_micros() as u64 * milli / 1000)
+    };
     let containers = desired.containers.iter().map(|assigned| ContainerStatus {
         id: assigned.spec.id.clone(),
         name: assigned.spec.name.clone(),
@@ -112,7 +162,8 @@ fn status(desired: &Desired) -> FromAgent {
         restarts: 0,
         exit: None,
         memory: None,
-        cpu_usec: None,
+        working_set: None,
+        cpu_usec: used(&assigned.spec.name),
         movable: Movable::default(),
         image_digest: None,
     });

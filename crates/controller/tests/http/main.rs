@@ -3,8 +3,10 @@
 
 mod agent;
 mod agents;
+mod balance;
 mod controller;
 mod people;
 mod phases;
+mod room;
 mod sessions;
 mod watch;

@@ -42,7 +42,7 @@ fn words() -> impl Strategy<Value = Vec<Word>> {
     prop::collection::vec(word, 0..WORDS)
 }
 
-fn ready(id: MoveId) -> FromAgent {
+pub fn ready(id: MoveId) -> FromAgent {
     let (bytes_received, memory_bytes, file_bytes, rounds) = (3, 2, 1, 1);
     let (parts, since_freeze_ms, stood_still) = (Vec::new(), 1.0, None);
     let (slowed_to_percent, late_bytes, paused_ms) = (None, 0, None);

@@ -134,9 +134,10 @@ async fn wait(client: &Client, printer: &Printer, name: &EnvName, timeout: Durat
 /// A sentence for each container that is not what is wanted of it.
 fn not_ready(env: &EnvironmentView) -> Vec<String> {
     let ready = |c: &ContainerView| {
-        !c.wanted_running || (c.state == "running" && matches!(c.health, None | Some(Health::Healthy)))
+        let runs = c.state == "running" && matches!(c.health, None | Some(Health::Healthy));
+        c.growth.is_none() && (!c.wanted_running || runs)
     };
-    let sentence = |c: &ContainerView| match &c.message {
+    let sentence = |c: &ContainerView| match c.message.clone().or_else(|| super::ps::growth(c)) {
         Some(message) => format!("{} is {}: {message}", c.name, super::ps::state(c)),
         None => format!("{} is {}", c.name, super::ps::state(c)),
     };

@@ -56,6 +56,7 @@ fn record(name: &str, host: Option<&str>) -> ContainerRecord {
         volumes_on: None,
         leaving: Vec::new(),
         removed: false,
+        growth: None,
     }
 }
 
@@ -72,6 +73,7 @@ fn status(record: &ContainerRecord, state: ContainerState) -> ContainerStatus {
         restarts: 0,
         exit: None,
         memory: None,
+        working_set: None,
         cpu_usec: None,
         movable: Movable::default(),
         image_digest: None,
@@ -153,6 +155,7 @@ fn a_move(outcome: Outcome) -> Move {
         outcome,
         progress: Progress::default(),
         summary: None,
+        cause: None,
     }
 }
 
