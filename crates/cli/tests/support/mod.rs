@@ -152,7 +152,7 @@ fn host(name: &str, connected: bool) -> Value {
             "criu": connected.then_some("4.1.1"), "cpu_features": ["avx2", "sse4_2"], "cpu_model": "AMD EPYC 7B13",
             "cpus": 4000, "cpu_mhz": 2450, "memory": 8u64 << 30, "disk_free": 100u64 << 30,
             "tunnel_address": "192.168.77.11", "migration_address": "192.168.77.11:7718", "certificate_sha256": "ab12",
-            "written_pages": {"way": "tracked"}
+            "written_pages": {"way": "tracked"}, "labels": {"zone": if connected { "east" } else { "west" }, "disk": "ssd"}
         },
         "containers": 3, "reserved_memory": 3u64 << 29, "reserved_cpu": 1500, "cloudlets": 61
     })

@@ -70,6 +70,7 @@ mod tests {
             tunnel_address: [127, 0, 0, 1].into(),
             migration_address: ([127, 0, 0, 1], 1).into(),
             certificate_sha256: String::new(),
+            labels: Default::default(),
             written_pages: godwit_model::host::WrittenPages::Tracked { by: Default::default() },
         }
     }

@@ -47,7 +47,7 @@ pub fn fleet(core: &Core, world: &World) -> Fleet {
         };
         let connected = core.links.connected(name);
         let host = Host::new(name.clone(), facts.memory, facts.cpus);
-        fleet.set_host(Host { state: record.state, connected, machine, ..host });
+        fleet.set_host(Host { state: record.state, connected, machine, labels: facts.labels.clone(), ..host });
     }
     for container in world.containers.values() {
         let name = container.name();

@@ -32,11 +32,18 @@ pub struct Agent {
 
 /// A new host, linked.
 pub async fn agent(controller: &Controller, name: &str) -> Agent {
+    agent_as(controller, name, |_| {}).await
+}
+
+/// A new host that is otherwise than the others.
+pub async fn agent_as(controller: &Controller, name: &str, change: impl FnOnce(&mut HostFacts)) -> Agent {
+    let mut facts = facts(HostName::new(name).unwrap());
+    change(&mut facts);
     let identity = Arc::new(controller.join(name).await);
     let socket = dial(controller, Some(&identity), "/v1/agent/link").await.unwrap();
     let (ask, asked) = mpsc::channel(64);
     let (voice, said) = mpsc::channel(1024);
-    let task = tokio::spawn(live(HostName::new(name).unwrap(), socket, ask, said));
+    let task = tokio::spawn(live(facts, socket, ask, said));
     let client = controller.client();
     let linked = async {
         while !client.hosts().await.unwrap().iter().any(|h| h.name.as_str() == name && h.connected) {
@@ -61,8 +68,8 @@ pub async fn dial(controller: &Controller, identity: Option<&Identity>, path: &s
     Ok(socket)
 }
 
-async fn live(host: HostName, mut socket: Socket, ask: mpsc::Sender<Request>, mut said: mpsc::Receiver<FromAgent>) {
-    say(&mut socket, &FromAgent::Hello { protocol: PROTOCOL, facts: Box::new(facts(host)) }).await;
+async fn live(facts: HostFacts, mut socket: Socket, ask: mpsc::Sender<Request>, mut said: mpsc::Receiver<FromAgent>) {
+    say(&mut socket, &FromAgent::Hello { protocol: PROTOCOL, facts: Box::new(facts) }).await;
     let mut beat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS / 2));
     let mut desired = Desired::default();
     loop {
@@ -134,6 +141,7 @@ fn facts(name: HostName) -> HostFacts {
         tunnel_address: [127, 0, 0, 1].into(),
         migration_address: ([127, 0, 0, 1], 7718).into(),
         certificate_sha256: String::new(),
+        labels: Default::default(),
         written_pages: godwit_model::host::WrittenPages::Tracked { by: Default::default() },
     }
 }
