@@ -201,6 +201,7 @@ fn layer_changes(old: &Manifest, new: &Manifest) -> Vec<String> {
             ("published ports", before.ports != layer.ports),
             ("names", before.aliases != layer.aliases),
             ("spread", before.spread != layer.spread),
+            ("rules of placement", before.rules != layer.rules),
             ("dependencies", before.depends_on != layer.depends_on),
         ];
         let changed: Vec<&str> = fields.into_iter().filter(|(_, differs)| *differs).map(|(what, _)| what).collect();

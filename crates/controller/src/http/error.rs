@@ -129,6 +129,7 @@ impl From<MoveError> for ApiError {
             error @ MoveError::Busy { .. } => {
                 Self::from_chain(StatusCode::CONFLICT, &error).hint("`godwit move list` shows it")
             }
+            error @ MoveError::Fleet(_) => Self::from_chain(StatusCode::INTERNAL_SERVER_ERROR, &error),
             error @ MoveError::TooLate { .. } => Self::from_chain(StatusCode::CONFLICT, &error),
         }
     }

@@ -7,9 +7,10 @@ use godwit_model::container::Movable;
 use godwit_model::event::EventKind;
 use godwit_model::migration::{MIN_BANDWIDTH, Move, MoveOptions, Outcome, Phase, Progress};
 use godwit_model::{ContainerId, ContainerName, HostName, MoveId};
+use godwit_plan::FleetError;
 use thiserror::Error;
 
-use super::{check, saga};
+use super::saga;
 use crate::core::Core;
 use crate::reconcile::view;
 use crate::state::records::ContainerRecord;
@@ -31,6 +32,8 @@ pub enum MoveError {
     Busy { name: ContainerName },
     #[error("the move {id} cannot be taken back any more: it is over, or the destination owns the container")]
     TooLate { id: MoveId },
+    #[error("where it could go cannot be told")]
+    Fleet(#[from] FleetError),
     #[error(transparent)]
     State(#[from] StateError),
 }
@@ -42,6 +45,17 @@ pub async fn request(
     name: &ContainerName,
     to: Option<HostName>,
     options: MoveOptions,
+) -> Result<Move, MoveError> {
+    request_together(core, name, to, options, &[]).await
+}
+
+/// The same for one of several that go to the same host, because they must be near each other.
+pub async fn request_together(
+    core: &Arc<Core>,
+    name: &ContainerName,
+    to: Option<HostName>,
+    options: MoveOptions,
+    together: &[ContainerName],
 ) -> Result<Move, MoveError> {
     if let Some(rate) = options.bandwidth.filter(|rate| *rate < MIN_BANDWIDTH) {
         let because = vec![format!("a bandwidth of {rate} is less than {MIN_BANDWIDTH}")];
@@ -56,7 +70,7 @@ pub async fn request(
         if world.open_moves().any(|m| m.container == old.spec.id) {
             return Err(MoveError::Busy { name: name.clone() });
         }
-        let (from, to) = decide_hosts(core, world, old, to.as_ref(), seen.as_ref())?;
+        let (from, to) = decide_hosts(core, world, old, to.as_ref(), together, seen.as_ref())?;
         let begun = Move {
             id: id.clone(),
             container: old.spec.id.clone(),
@@ -106,6 +120,7 @@ fn decide_hosts(
     world: &World,
     old: &Versioned<ContainerRecord>,
     to: Option<&HostName>,
+    together: &[ContainerName],
     seen: Option<&(ContainerId, Movable)>,
 ) -> Result<(HostName, HostName), MoveError> {
     let name = old.name();
@@ -115,28 +130,21 @@ fn decide_hosts(
     if !report.as_ref().is_some_and(|r| r.connected) {
         return Err(refused(vec![format!("its host {from} is not connected")]));
     }
-    let status = report.as_ref().and_then(|r| r.containers.get(&old.spec.id));
     let seen = seen.filter(|(id, _)| *id == old.spec.id).map(|(_, movable)| movable);
-    let mut because = check::of_container(status, seen);
-    let plan = view::plan_view(core, world);
-    let mut request = view::request(world, old);
-    // Its volumes come along.
-    request.only = None;
-    request.not = Some(from.clone());
+    let mut fleet = view::fleet(core, world);
+    fleet.set_container(view::member(core, world, old, seen));
+    let mover = fleet.mover(name, together)?;
+    let mut because = mover.stays();
     let to = match to {
         Some(to) if !world.hosts.contains_key(to) => {
             let known = world.hosts.keys().map(HostName::as_str).collect::<Vec<_>>().join(", ");
             return Err(refused(vec![format!("there is no host {to}; the hosts are: {known}")]));
         }
         Some(to) => {
-            if let Some(host) = plan.hosts.iter().find(|h| h.name == *to)
-                && let Err(reasons) = godwit_plan::check(host, &request)
-            {
-                because.extend(reasons.into_iter().map(|r| format!("{to}: {r}")));
-            }
+            because.extend(mover.against(to)?.into_iter().map(|reason| format!("{to}: {reason}")));
             to.clone()
         }
-        None => match godwit_plan::place(&plan, &request) {
+        None => match mover.place() {
             Ok(placement) => placement.host,
             Err(refusal) => {
                 because.push(refusal.to_string());
@@ -144,9 +152,6 @@ fn decide_hosts(
             }
         },
     };
-    if let (Some(ours), Some(theirs)) = (world.hosts.get(from), world.hosts.get(&to)) {
-        because.extend(check::of_hosts(&ours.facts, &theirs.facts));
-    }
     if because.is_empty() { Ok((from.clone(), to)) } else { Err(refused(because)) }
 }
 

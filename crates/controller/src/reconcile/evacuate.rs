@@ -128,7 +128,7 @@ async fn empty(core: &Arc<Core>, host: &HostName, evacuation: &Evacuation) -> Re
             Standing::MayBegin if !step.after.is_empty() || under_way >= parallel => lives = true,
             Standing::MayBegin => {
                 lives = true;
-                under_way += usize::from(begin(core, host, step).await?);
+                under_way += usize::from(begin(core, host, step, &together(&plan, step)).await?);
             }
         }
     }
@@ -186,12 +186,19 @@ fn standing(core: &Core, world: &World, host: &HostName, evacuation: &Evacuation
     if now_ms() < next { Standing::Waits } else { Standing::MayBegin }
 }
 
+/// What goes to the same host with this step, because one must be near the other.
+fn together(plan: &EvacuationPlan, step: &Step) -> Vec<ContainerName> {
+    let in_unit = |other: &&Step| step.unit.is_some() && other.unit == step.unit;
+    plan.steps.iter().filter(in_unit).map(|other| other.container.clone()).collect()
+}
+
 /// Begins a step; whether something is under way now.
-async fn begin(core: &Arc<Core>, host: &HostName, step: &Step) -> Result<bool, StateError> {
+async fn begin(core: &Arc<Core>, host: &HostName, step: &Step, together: &[ContainerName]) -> Result<bool, StateError> {
     if step.how == How::Restart {
         return restart_elsewhere(core, host, &step.container).await;
     }
-    match moves::request(core, &step.container, Some(step.to.clone()), MoveOptions::default()).await {
+    let options = MoveOptions::default();
+    match moves::request_together(core, &step.container, Some(step.to.clone()), options, together).await {
         Ok(_) => Ok(true),
         Err(MoveError::State(error)) => Err(error),
         // Somebody else moves it; what becomes of that is seen by a later pass.
@@ -269,7 +276,10 @@ async fn bring_back(core: &Arc<Core>, host: &HostName) -> Result<(), StateError>
         record.bring_back.iter().take(BACK_AT_ONCE.saturating_sub(under_way)).cloned().collect();
     for name in &next {
         let away = world.containers.get(name).is_some_and(|c| c.owner().is_some_and(|owner| owner != host));
-        if away && let Err(error) = moves::request(core, name, Some(host.clone()), MoveOptions::default()).await {
+        // What was there together comes back together.
+        let together = &record.bring_back;
+        let options = MoveOptions::default();
+        if away && let Err(error) = moves::request_together(core, name, Some(host.clone()), options, together).await {
             let error = ErrorBody::from_chain(&error).one_line();
             tracing::info!(container = %name, %host, error, "not brought back");
         }

@@ -37,9 +37,16 @@ pub async fn pass(core: &Core) -> Result<(), StateError> {
 fn decide(core: &Core, world: &World) -> (Tx, Reasons) {
     let mut tx = Tx::new();
     let mut reasons = Reasons::new();
-    let mut plan = view::plan_view(core, world);
+    let mut waiting: Vec<_> =
+        world.containers.values().filter(|c| c.host.is_none() && !c.removed && c.run).map(|c| &**c).collect();
+    if waiting.is_empty() {
+        return (tx, reasons);
+    }
+    // What others must be near is placed before them.
+    waiting.sort_by_cached_key(|c| (companions(world, c), c.name().clone()));
+    let mut fleet = view::fleet(core, world);
     let mut placed = 0;
-    for container in world.containers.values().filter(|c| c.host.is_none() && !c.removed && c.run) {
+    for container in waiting {
         if placed == MAX_AT_ONCE {
             break;
         }
@@ -48,11 +55,12 @@ fn decide(core: &Core, world: &World) -> (Tx, Reasons) {
             reasons.insert(name.clone(), reason);
             continue;
         }
-        match godwit_plan::place(&plan, &view::request(world, container)) {
+        match fleet.place(&view::member(core, world, container, None)) {
             Ok(placement) => {
                 let host = placement.host;
-                if let Some(view) = plan.hosts.iter_mut().find(|h| h.name == host) {
-                    view.placed.push(view::placed(container));
+                if let Err(error) = fleet.put(name, &host) {
+                    // The fleet was made of this world, so it has both.
+                    tracing::error!(%error, "a container is missing in what placement sees");
                 }
                 let volumes_on = (!container.spec.volumes.is_empty()).then(|| host.clone());
                 let record = ContainerRecord { host: Some(host.clone()), volumes_on, ..container.value.clone() };
@@ -67,6 +75,12 @@ fn decide(core: &Core, world: &World) -> (Tx, Reasons) {
         }
     }
     (tx, reasons)
+}
+
+/// How many layers its own is near, those counted that they are near themselves: a layer has more than any it is near.
+fn companions(world: &World, container: &ContainerRecord) -> usize {
+    let name = container.name();
+    world.envs.get(&name.env).map_or(0, |env| env.manifest.companions(&name.layer).count())
 }
 
 /// Why this container is not placed yet, whatever room there is.

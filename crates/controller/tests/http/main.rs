@@ -6,5 +6,6 @@ mod agents;
 mod controller;
 mod people;
 mod phases;
+mod rules;
 mod sessions;
 mod watch;
