@@ -114,7 +114,8 @@ async fn change(
     core.state.transact(decide).await.map(|_| ())
 }
 
-fn host<'w>(world: &'w World, name: &HostName) -> Result<&'w Versioned<HostRecord>, HostError> {
+/// The host, or the names of those there are.
+pub fn host<'w>(world: &'w World, name: &HostName) -> Result<&'w Versioned<HostRecord>, HostError> {
     world.hosts.get(name).map(|host| &**host).ok_or_else(|| HostError::NoSuchHost {
         name: name.clone(),
         known: world.hosts.keys().map(HostName::as_str).collect::<Vec<_>>().join(", "),

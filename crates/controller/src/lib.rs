@@ -18,6 +18,7 @@ mod hosts;
 mod http;
 mod links;
 mod moves;
+mod plans;
 mod reconcile;
 mod run;
 pub mod state;

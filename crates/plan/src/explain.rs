@@ -32,6 +32,14 @@ pub struct Explanation {
     pub out: Vec<HostReasons>,
 }
 
+/// How the host that a container is on looks by what other hosts are judged by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Here {
+    pub score: Score,
+    /// Rules that do not hold there, as sentences: they were given, or something went away, after it had come.
+    pub broken: Vec<String>,
+}
+
 impl Fleet {
     /// Looks at every host as a new start of the container would: its own host counts like any other.
     pub fn explain(&self, container: &Container) -> Explanation {

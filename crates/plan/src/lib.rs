@@ -25,7 +25,7 @@ mod search;
 mod step;
 
 pub use evacuate::{EvacuateOptions, EvacuationPlan, evacuate};
-pub use explain::{Explanation, Fitting};
+pub use explain::{Explanation, Fitting, Here};
 pub use fleet::{CPU_OVERCOMMIT, Container, DEFAULT_LINK, Fleet, FleetError, Host, Machine, NO_CRIU, ZONE_LABEL};
 pub use mover::Mover;
 pub use place::{HostReasons, Placement, Refusal};

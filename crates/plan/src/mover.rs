@@ -1,13 +1,15 @@
 //! One container that may move live, by what is known now: whether, where to, and where not. Asked when a person wants
 //! a move, and right before a step of a plan begins.
 
+use std::ops::ControlFlow;
+
 use godwit_model::{ContainerName, HostName};
 
 use crate::draft::Draft;
-use crate::explain::Explanation;
+use crate::explain::{Explanation, Here};
 use crate::fleet::{Fleet, FleetError, LayerId, MemberId};
 use crate::place::{Placement, Refusal};
-use crate::rules::Ask;
+use crate::rules::{Ask, Why};
 use crate::step::How;
 
 /// See [`Fleet::mover`].
@@ -74,6 +76,38 @@ impl Mover<'_> {
     /// Every host, with what speaks against it or for it; its own is out.
     pub fn explain(&self) -> Explanation {
         Explanation { unmovable: self.stays(), ..self.draft.explanation(&self.ask()) }
+    }
+
+    /// Its own host, as if it were to come there now; `None`: it is on none.
+    pub fn here(&self) -> Option<Here> {
+        let home = self.draft.home(self.id)?;
+        let mut without = self.draft.clone();
+        without.relocate(self.id, None);
+        let ask = Ask { not: None, from: None, along: &self.layers, ..without.ask(self.id, How::Live) };
+        let mut broken = Vec::new();
+        without.against(home, &ask, |why| {
+            // What is there may stay, whatever the host takes.
+            if !matches!(why, Why::NotConnected | Why::State(_) | Why::Closed) {
+                broken.push(why.to_string());
+            }
+            ControlFlow::Continue(())
+        });
+        Some(Here { score: without.score(home, &ask), broken })
+    }
+
+    /// This host as a place for it; the reasons against it where it is none.
+    ///
+    /// Errors: a host that the fleet does not have.
+    pub fn place_at(&self, to: &HostName) -> Result<Result<Placement, Vec<String>>, FleetError> {
+        let against = self.against(to)?;
+        if !against.is_empty() {
+            return Ok(Err(against));
+        }
+        let (id, ask) = (self.draft.fleet.host_id(to)?, self.ask());
+        let score = self.draft.score(id, &ask);
+        // It was named, not found to be the best.
+        let reasons = self.draft.reasons_for_named(id, &ask, &score);
+        Ok(Ok(Placement { host: to.clone(), score, reasons }))
     }
 
     fn ask(&self) -> Ask<'_> {

@@ -165,7 +165,17 @@ impl Draft<'_> {
         zones
     }
 
+    /// What speaks for the best host.
     pub fn reasons_for(&self, host: HostId, ask: &Ask<'_>, score: &Score) -> Vec<String> {
+        self.reasons(host, ask, score, "; no host that fits is better spread")
+    }
+
+    /// What there is to say for a host that somebody named.
+    pub fn reasons_for_named(&self, host: HostId, ask: &Ask<'_>, score: &Score) -> Vec<String> {
+        self.reasons(host, ask, score, "")
+    }
+
+    fn reasons(&self, host: HostId, ask: &Ask<'_>, score: &Score, and: &str) -> Vec<String> {
         let slot = self.slot(host);
         let mut reasons = Vec::new();
         if ask.only.is_some() {
@@ -176,7 +186,7 @@ impl Draft<'_> {
         }
         if is_spread(ask.container.spread) {
             reasons.push(format!(
-                "{} of its layer and {} of its environment are there; no host that fits is better spread",
+                "{} of its layer and {} of its environment are there{and}",
                 score.of_layer, score.of_environment
             ));
             if let Some(zone) = slot.host.zone() {

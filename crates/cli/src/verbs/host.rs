@@ -1,6 +1,6 @@
 //! `godwit host list|show|evacuate|cordon|activate`.
 
-mod evacuate;
+pub mod evacuate;
 
 use anyhow::Result;
 use clap::Subcommand;

@@ -15,6 +15,7 @@ pub mod lab;
 pub mod logs;
 pub mod migrate;
 pub mod moves;
+pub mod plan;
 pub mod ps;
 pub mod sim;
 pub mod version;
@@ -79,6 +80,7 @@ async fn ask(global: &Global, verb: Verb, printer: &Printer) -> Result<u8> {
         Verb::Rm(args) => container::remove(&client, printer, args).await,
         Verb::Migrate(args) => migrate::run(&client, printer, args).await,
         Verb::Move(verb) => moves::run(&client, printer, verb).await,
+        Verb::Plan(verb) => plan::run(&client, printer, verb).await,
         Verb::Events(args) => events::run(&client, printer, args).await,
         // Run above.
         Verb::Version

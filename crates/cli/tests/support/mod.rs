@@ -1,6 +1,8 @@
 //! A controller that answers as the API says, from values of this page, and the real binary beside it.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+mod plans;
+
 use std::convert::Infallible;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
@@ -130,6 +132,11 @@ fn router(shared: Shared) -> Router {
         .route("/v1/containers/{env}/{name}/stop", post(one_container))
         .route("/v1/containers/{env}/{name}/start", post(one_container))
         .route("/v1/containers/{env}/{name}/migrate", post(migrate))
+        .route("/v1/containers/{env}/{name}/plan-move", post(plans::plan_move))
+        .route("/v1/containers/{env}/{name}/placement", get(plans::placement))
+        .route("/v1/hosts/{host}/evacuate", post(plans::evacuate))
+        .route("/v1/plans/fail/{host}", get(|| async { Json(plans::lost()) }))
+        .route("/v1/plans/rebalance", get(|| async { Json(json!({"moves": [], "more": false})) }))
         .route("/v1/containers/{env}/{name}/logs", get(logs))
         .route("/v1/containers/{env}/{name}/exec", get(|ws: WebSocketUpgrade| async { ws.on_upgrade(session) }))
         .route("/v1/moves", get(|| async { Json(json!([moved(DONE), moved(FAILED)])) }))
@@ -228,7 +235,16 @@ async fn apply(State(shared): State<Shared>, Json(request): Json<Value>) -> Json
     let first = shared.applied.fetch_add(u32::from(request["dry_run"] == false), Ordering::SeqCst) == 0;
     let names = request["manifest"]["layers"].as_object().unwrap().keys();
     let changes: Vec<String> = names.map(|layer| format!("layer {layer} is new")).collect();
-    Json(json!({"changes": if first { changes } else { Vec::new() }, "revision": 12}))
+    let mut answer = json!({"changes": if first { changes } else { Vec::new() }, "revision": 12});
+    if request["dry_run"] == true {
+        let reasons = json!(["1.50 GiB of memory is free there"]);
+        answer["places"] = json!([
+            {"container": "shop/db-1", "host": "h1", "reasons": reasons},
+            {"container": "shop/web-1", "host": null, "reasons": ["no host can take it: h1: it has no label disk=ssd"]}
+        ]);
+        answer["warnings"] = json!(["web: it needs a host with disk=ssd, and none is taking containers now"]);
+    }
+    Json(answer)
 }
 
 async fn delete() -> Json<Value> {
@@ -236,7 +252,10 @@ async fn delete() -> Json<Value> {
 }
 
 async fn one_container(Path((_, name)): Path<(String, String)>) -> Json<Value> {
-    Json(container(&name, "running", json!({})))
+    match name.as_str() {
+        "web-2" => Json(containers()[2].clone()),
+        name => Json(container(name, "running", json!({}))),
+    }
 }
 
 /// Ids of moves, by how they end.

@@ -30,6 +30,8 @@ pub enum ApplyError {
     Circle { layers: Vec<LayerName> },
     #[error("the layer {layer} has a rule that cannot be kept: {key}: {message}")]
     Contradiction { layer: LayerName, key: &'static str, message: String },
+    #[error("the layer {layer} cannot keep its rules on the hosts there are: {because}")]
+    TooFewHosts { layer: LayerName, because: String },
     #[error("the layer {layer} gives cloudlets and also memory or CPUs; give one of them")]
     MixedResources { layer: LayerName },
     #[error("the layer {layer} reserves more {what} than its limit allows")]

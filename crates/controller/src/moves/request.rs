@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use godwit_api::link::{Reply, Request};
+use godwit_api::types::MovePlan;
 use godwit_model::container::Movable;
 use godwit_model::event::EventKind;
 use godwit_model::migration::{MIN_BANDWIDTH, Move, MoveOptions, Outcome, Phase, Progress};
 use godwit_model::{ContainerId, ContainerName, HostName, MoveId};
-use godwit_plan::FleetError;
+use godwit_plan::{FleetError, Placement};
 use thiserror::Error;
 
 use super::saga;
@@ -57,26 +58,20 @@ pub async fn request_together(
     options: MoveOptions,
     together: &[ContainerName],
 ) -> Result<Move, MoveError> {
-    if let Some(rate) = options.bandwidth.filter(|rate| *rate < MIN_BANDWIDTH) {
-        let because = vec![format!("a bandwidth of {rate} is less than {MIN_BANDWIDTH}")];
-        return Err(MoveError::Refused { name: name.clone(), because });
-    }
+    check_options(name, &options)?;
     let id = MoveId::random();
     let seen = examine(core, name).await;
     core.moves.begin(&id);
     let decide = |world: &World| {
-        let old = world.containers.get(name).filter(|c| !c.removed);
-        let old = old.ok_or_else(|| MoveError::NoSuchContainer { name: name.clone() })?;
-        if world.open_moves().any(|m| m.container == old.spec.id) {
-            return Err(MoveError::Busy { name: name.clone() });
-        }
-        let (from, to) = decide_hosts(core, world, old, to.as_ref(), together, seen.as_ref())?;
+        let old = resting(world, name)?;
+        let MovePlan { from, to: found, reasons, .. } =
+            decide_hosts(core, world, old, to.as_ref(), together, seen.as_ref())?;
         let begun = Move {
             id: id.clone(),
             container: old.spec.id.clone(),
             name: name.clone(),
             from,
-            to,
+            to: found,
             generation: old.generation,
             options,
             requested_at_ms: now_ms(),
@@ -89,9 +84,10 @@ pub async fn request_together(
         let mut tx = Tx::new();
         tx.put_move(None, &begun);
         tx.put_container(Some(old), &ContainerRecord { moving: Some(begun.id.clone()), ..old.value.clone() });
-        let message = format!("{name} is being moved from {} to {}", begun.from, begun.to);
+        let why = if to.is_none() { format!(": {}", reasons.join("; ")) } else { String::new() };
+        let message = format!("{name} is being moved from {} to {}{why}", begun.from, begun.to);
         tx.event(EventKind::MoveStarted, About::container(name, Some(&begun.to)), message);
-        Ok((tx, begun))
+        Ok::<_, MoveError>((tx, begun))
     };
     let begun = core.state.transact(decide).await;
     if begun.is_err() {
@@ -100,6 +96,37 @@ pub async fn request_together(
     let (begun, _) = begun?;
     super::start_missing(core);
     Ok(begun)
+}
+
+/// Where the move would go that would be begun now; nothing changes.
+pub async fn would(
+    core: &Arc<Core>,
+    name: &ContainerName,
+    to: Option<&HostName>,
+    options: &MoveOptions,
+) -> Result<MovePlan, MoveError> {
+    check_options(name, options)?;
+    let seen = examine(core, name).await;
+    let world = core.state.world();
+    decide_hosts(core, &world, resting(&world, name)?, to, &[], seen.as_ref())
+}
+
+fn check_options(name: &ContainerName, options: &MoveOptions) -> Result<(), MoveError> {
+    if let Some(rate) = options.bandwidth.filter(|rate| *rate < MIN_BANDWIDTH) {
+        let because = vec![format!("a bandwidth of {rate} is less than {MIN_BANDWIDTH}")];
+        return Err(MoveError::Refused { name: name.clone(), because });
+    }
+    Ok(())
+}
+
+/// The container, if no move of it is under way.
+fn resting<'w>(world: &'w World, name: &ContainerName) -> Result<&'w Versioned<ContainerRecord>, MoveError> {
+    let old = world.containers.get(name).filter(|c| !c.removed);
+    let old = old.ok_or_else(|| MoveError::NoSuchContainer { name: name.clone() })?;
+    if world.open_moves().any(|m| m.container == old.spec.id) {
+        return Err(MoveError::Busy { name: name.clone() });
+    }
+    Ok(old)
 }
 
 /// What its host sees of the container at this moment: reports are up to two seconds old, and a person who has just
@@ -122,7 +149,7 @@ fn decide_hosts(
     to: Option<&HostName>,
     together: &[ContainerName],
     seen: Option<&(ContainerId, Movable)>,
-) -> Result<(HostName, HostName), MoveError> {
+) -> Result<MovePlan, MoveError> {
     let name = old.name();
     let refused = |because: Vec<String>| MoveError::Refused { name: name.clone(), because };
     let from = old.owner().ok_or_else(|| refused(vec!["it is on no host yet".to_owned()]))?;
@@ -135,24 +162,22 @@ fn decide_hosts(
     fleet.set_container(view::member(core, world, old, seen));
     let mover = fleet.mover(name, together)?;
     let mut because = mover.stays();
-    let to = match to {
+    let found = match to {
         Some(to) if !world.hosts.contains_key(to) => {
             let known = world.hosts.keys().map(HostName::as_str).collect::<Vec<_>>().join(", ");
             return Err(refused(vec![format!("there is no host {to}; the hosts are: {known}")]));
         }
-        Some(to) => {
-            because.extend(mover.against(to)?.into_iter().map(|reason| format!("{to}: {reason}")));
-            to.clone()
-        }
-        None => match mover.place() {
-            Ok(placement) => placement.host,
-            Err(refusal) => {
-                because.push(refusal.to_string());
-                return Err(refused(because));
-            }
-        },
+        Some(to) => mover.place_at(to)?.map_err(|against| {
+            because.extend(against.into_iter().map(|reason| format!("{to}: {reason}")));
+        }),
+        None => mover.place().map_err(|refusal| because.push(refusal.to_string())),
     };
-    if because.is_empty() { Ok((from.clone(), to)) } else { Err(refused(because)) }
+    match found {
+        Ok(Placement { host, score, reasons }) if because.is_empty() => {
+            Ok(MovePlan { container: name.clone(), from: from.clone(), to: host, score, reasons })
+        }
+        _ => Err(refused(because)),
+    }
 }
 
 /// Takes a move back, if the destination does not own the container yet: it runs on where it was.

@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 
 use godwit_model::container::{ContainerStatus, Movable};
 use godwit_model::migration::Outcome;
-use godwit_model::{ContainerId, HostName};
+use godwit_model::{ContainerId, ContainerName, HostName};
 use godwit_plan::{Container, Fleet, Host, Machine, NO_CRIU};
 
 use crate::core::Core;
 use crate::moves::why_unmovable;
-use crate::state::World;
-use crate::state::records::ContainerRecord;
+use crate::state::records::{ContainerRecord, EnvRecord};
+use crate::state::{Shared, World};
 
 /// The fleet as plans see it: who is where, what moves where, what cannot move and why.
 pub fn fleet(core: &Core, world: &World) -> Fleet {
@@ -71,6 +71,13 @@ pub fn member(core: &Core, world: &World, container: &ContainerRecord, seen: Opt
         bytes: status.and_then(|s| s.memory).unwrap_or_default(),
         ..Container::new(name.clone(), resources.reserved_memory, resources.reserved_cpu, spread)
     }
+}
+
+/// By what containers are sorted before they are placed: what others must be near comes before them.
+pub fn turn(world: &World, name: &ContainerName) -> (usize, ContainerName) {
+    // A layer has more companions than any that it is near.
+    let companions = |env: &Shared<EnvRecord>| env.manifest.companions(&name.layer).count();
+    (world.envs.get(&name.env).map_or(0, companions), name.clone())
 }
 
 fn unmovable(

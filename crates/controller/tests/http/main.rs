@@ -6,6 +6,7 @@ mod agents;
 mod controller;
 mod people;
 mod phases;
+mod plans;
 mod rules;
 mod sessions;
 mod watch;
