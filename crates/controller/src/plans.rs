@@ -15,8 +15,8 @@ use crate::state::now_ms;
 pub enum ExplainError {
     #[error("there is no container {name}")]
     NoSuchContainer { name: ContainerName },
-    #[error("the hosts cannot be judged for {name}")]
-    Fleet { name: ContainerName, source: FleetError },
+    #[error("the hosts cannot be judged")]
+    Fleet(#[from] FleetError),
 }
 
 /// Every host as a place for a container.
@@ -25,7 +25,7 @@ pub fn placement(core: &Core, name: &ContainerName) -> Result<PlacementView, Exp
     let record = world.containers.get(name).filter(|c| !c.removed);
     let record = record.ok_or_else(|| ExplainError::NoSuchContainer { name: name.clone() })?;
     let fleet = view::fleet(core, &world);
-    let mover = fleet.mover(name, &[]).map_err(|source| ExplainError::Fleet { name: name.clone(), source })?;
+    let mover = fleet.mover(name, &[])?;
     let here = mover.here();
     let hosts = match here {
         Some(_) => mover.explain(),

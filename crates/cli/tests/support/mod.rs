@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 mod plans;
+mod session;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -11,7 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -138,7 +139,10 @@ fn router(shared: Shared) -> Router {
         .route("/v1/plans/fail/{host}", get(|| async { Json(plans::lost()) }))
         .route("/v1/plans/rebalance", get(|| async { Json(json!({"moves": [], "more": false})) }))
         .route("/v1/containers/{env}/{name}/logs", get(logs))
-        .route("/v1/containers/{env}/{name}/exec", get(|ws: WebSocketUpgrade| async { ws.on_upgrade(session) }))
+        .route(
+            "/v1/containers/{env}/{name}/exec",
+            get(|ws: WebSocketUpgrade| async { ws.on_upgrade(session::session) }),
+        )
         .route("/v1/moves", get(|| async { Json(json!([moved(DONE), moved(FAILED)])) }))
         .route("/v1/moves/{id}", get(one_move))
         .route("/v1/moves/{id}/cancel", post(cancel))
@@ -387,39 +391,4 @@ async fn events(Query(query): Query<StreamQuery>) -> Body {
     let all = [event(1, "env-applied", "2 layers are new"), event(2, "container-started", "on h1")];
     let after = all.iter().filter(|e| e["number"].as_u64() > query.since);
     stream(after.map(ToString::to_string).collect(), query.follow)
-}
-
-/// `exit N` ends with N; `size` says the terminal's; `sleep` waits; anything else writes its input back.
-async fn session(mut socket: WebSocket) {
-    let exit = |code: i32| Message::Text(json!({"type": "exit", "code": code}).to_string().into());
-    let out = |text: String| Message::Binary(format!("\x01{text}").into_bytes().into());
-    let mut argv: Vec<String> = Vec::new();
-    while let Some(Ok(message)) = socket.recv().await {
-        let answer = match message {
-            Message::Text(text) => {
-                let control: Value = serde_json::from_str(&text).unwrap();
-                if let Some(size) = control.get("size") {
-                    out(format!("{}x{}\r\n", size["columns"], size["rows"]))
-                } else {
-                    let request = &control["request"];
-                    argv = serde_json::from_value(request["argv"].clone()).unwrap();
-                    match argv[0].as_str() {
-                        "exit" => exit(argv[1].parse().unwrap()),
-                        "size" => out(format!("{}\r\n", request["terminal"])),
-                        "sleep" => out("asleep\r\n".to_owned()),
-                        _ => Message::Binary(b"\x02ready\r\n".as_slice().into()),
-                    }
-                }
-            }
-            Message::Binary(bytes) if bytes.as_ref() == b"\0" => match argv[0].as_str() {
-                "sleep" => continue,
-                _ => exit(0),
-            },
-            Message::Binary(bytes) => out(String::from_utf8_lossy(&bytes[1..]).into_owned()),
-            _ => return,
-        };
-        if socket.send(answer).await.is_err() {
-            return;
-        }
-    }
 }

@@ -113,7 +113,7 @@ impl From<ExplainError> for ApiError {
     fn from(error: ExplainError) -> Self {
         match error {
             ExplainError::NoSuchContainer { name } => Self::no_container(&name),
-            error @ ExplainError::Fleet { .. } => Self::from_chain(StatusCode::INTERNAL_SERVER_ERROR, &error),
+            error @ ExplainError::Fleet(_) => Self::from_chain(StatusCode::INTERNAL_SERVER_ERROR, &error),
         }
     }
 }
