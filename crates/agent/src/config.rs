@@ -1,5 +1,6 @@
 //! What an agent is told when it starts.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 
@@ -30,6 +31,8 @@ pub struct AgentConfig {
     pub uplink: Option<String>,
     /// Bytes of one packet between hosts; containers get 50 less, for the tunnel.
     pub underlay_mtu: u32,
+    /// What this host is called by rules of placement; see [`godwit_model::label`].
+    pub labels: BTreeMap<String, String>,
 }
 
 impl AgentConfig {

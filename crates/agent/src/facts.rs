@@ -51,6 +51,7 @@ pub fn read(config: &AgentConfig, criu: Option<&Criu>, certificate_sha256: Strin
             Ok(Means::SoftDirty) => WrittenPages::Tracked { by: ToldBy::SoftDirty },
             Err(error) => WrittenPages::Untold { because: ErrorBody::from_chain(&error).one_line() },
         },
+        labels: config.labels.clone(),
     }
 }
 

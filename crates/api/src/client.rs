@@ -17,6 +17,7 @@ use bytes::Bytes;
 use godwit_model::event::Event;
 use godwit_model::migration::Move;
 use godwit_model::{ContainerName, EnvName, HostName, MoveId};
+use godwit_plan::{Advice, RecoveryPlan};
 use http::{Method, Request, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
 use serde::Serialize;
@@ -31,7 +32,8 @@ use crate::routes;
 use crate::session::{ExecRequest, LogLine};
 use crate::types::{
     ActivateRequest, ApplyAnswer, ApplyRequest, BalanceAnswer, BalanceChange, BalanceView, ContainerView,
-    EnvironmentView, ErrorBody, EvacuateAnswer, EvacuateRequest, HostView, MigrateRequest, VersionView,
+    EnvironmentView, ErrorBody, EvacuateAnswer, EvacuateRequest, HostView, MigrateRequest, MovePlan, PlacementView,
+    VersionView,
 };
 use transport::Answer;
 
@@ -143,6 +145,26 @@ impl Client {
     /// Begins to move a container. [`Client::watch_move`] tells how it goes on.
     pub async fn migrate(&self, name: &ContainerName, request: &MigrateRequest) -> Result<Move, ClientError> {
         self.send(Method::POST, &routes::container_verb(name, "migrate"), Some(request)).await
+    }
+
+    /// Says where a move would go, or why nowhere; nothing moves.
+    pub async fn plan_move(&self, name: &ContainerName, request: &MigrateRequest) -> Result<MovePlan, ClientError> {
+        self.send(Method::POST, &routes::container_verb(name, "plan-move"), Some(request)).await
+    }
+
+    /// Every host as a place for a container, with what speaks against it or for it.
+    pub async fn placement(&self, name: &ContainerName) -> Result<PlacementView, ClientError> {
+        self.get(&routes::container_verb(name, "placement")).await
+    }
+
+    /// What would start where if this host were lost now.
+    pub async fn plan_fail(&self, host: &HostName) -> Result<RecoveryPlan, ClientError> {
+        self.get(&routes::plan_fail(host)).await
+    }
+
+    /// Moves that would make the fleet better.
+    pub async fn plan_rebalance(&self) -> Result<Advice, ClientError> {
+        self.get(routes::PLAN_REBALANCE).await
     }
 
     /// Begins to empty a host, or only says how that would go. Events tell how it goes on.

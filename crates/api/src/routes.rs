@@ -15,9 +15,13 @@
 //! | `/v1/containers?env=` | GET | list of [`crate::types::ContainerView`] |
 //! | `/v1/containers/{env}/{local}` | GET, DELETE | [`crate::types::ContainerView`] |
 //! | `/v1/containers/{env}/{local}/stop`, `…/start` | POST | [`crate::types::ContainerView`] |
+//! | `/v1/containers/{env}/{local}/placement` | GET | [`crate::types::PlacementView`] |
+//! | `/v1/containers/{env}/{local}/plan-move` | POST | [`crate::types::MigrateRequest`] → [`crate::types::MovePlan`] |
 //! | `/v1/containers/{env}/{local}/migrate` | POST | [`crate::types::MigrateRequest`] → `Move` |
 //! | `/v1/containers/{env}/{local}/logs?follow=&tail=` | GET | lines of [`crate::session::LogLine`] as JSON, one each line |
 //! | `/v1/containers/{env}/{local}/exec` | GET, upgraded to a WebSocket | see [`crate::session`] |
+//! | `/v1/plans/fail/{host}` | GET | [`godwit_plan::RecoveryPlan`] |
+//! | `/v1/plans/rebalance` | GET | [`godwit_plan::Advice`] |
 //! | `/v1/moves`, `/v1/moves/{id}` | GET | `Move` |
 //! | `/v1/moves/{id}/watch` | GET | lines of `Move` as JSON until it is over |
 //! | `/v1/moves/{id}/cancel` | POST | `Move` |
@@ -35,6 +39,8 @@ pub const BALANCE_NOW: &str = "/v1/balance/now";
 pub const ENVIRONMENTS: &str = "/v1/environments";
 pub const CONTAINERS: &str = "/v1/containers";
 pub const MOVES: &str = "/v1/moves";
+pub const PLAN_FAIL: &str = "/v1/plans/fail";
+pub const PLAN_REBALANCE: &str = "/v1/plans/rebalance";
 pub const EVENTS: &str = "/v1/events";
 pub const AGENT_JOIN: &str = "/v1/agent/join";
 pub const AGENT_LINK: &str = "/v1/agent/link";
@@ -45,6 +51,10 @@ pub fn host_verb(name: &HostName, verb: &str) -> String {
     format!("{HOSTS}/{name}/{verb}")
 }
 
+pub fn plan_fail(host: &HostName) -> String {
+    format!("{PLAN_FAIL}/{host}")
+}
+
 pub fn environment(name: &EnvName) -> String {
     format!("{ENVIRONMENTS}/{name}")
 }
@@ -53,7 +63,7 @@ pub fn container(name: &ContainerName) -> String {
     format!("{CONTAINERS}/{}/{}", name.env, name.local())
 }
 
-/// `verb` is one of `stop`, `start`, `migrate`, `logs`, `exec`.
+/// `verb` is one of `stop`, `start`, `placement`, `plan-move`, `migrate`, `logs`, `exec`.
 pub fn container_verb(name: &ContainerName, verb: &str) -> String {
     format!("{}/{verb}", container(name))
 }

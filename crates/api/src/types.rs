@@ -9,7 +9,7 @@ use godwit_model::host::{HostFacts, HostState};
 use godwit_model::manifest::Manifest;
 use godwit_model::migration::MoveOptions;
 use godwit_model::{Bytes, Cloudlets, ContainerId, ContainerName, EnvName, Generation, HostName, LayerName, MilliCpu};
-use godwit_plan::{EvacuateOptions, EvacuationPlan};
+use godwit_plan::{EvacuateOptions, EvacuationPlan, Explanation, Here, Score};
 use serde::{Deserialize, Serialize};
 
 pub use balance::{BalanceAnswer, BalanceChange, BalanceMode, BalanceView, LoadView};
@@ -121,6 +121,42 @@ pub struct ApplyAnswer {
     /// What changed (or would), a sentence each; empty when nothing did.
     pub changes: Vec<String>,
     pub revision: u64,
+    /// What was accepted and cannot be carried out in full by the hosts that take containers now, a sentence each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    /// Of a dry run: where containers that are new, or made anew, would go.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub places: Vec<Foreseen>,
+}
+
+/// Where a container would go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Foreseen {
+    pub container: ContainerName,
+    /// `None`: it would wait.
+    pub host: Option<HostName>,
+    /// Why there, or why it would wait.
+    pub reasons: Vec<String>,
+}
+
+/// Every host as a place for a container.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacementView {
+    /// As a live move would see them, so that its own host is out; as its start would, while it is on none.
+    pub hosts: Explanation,
+    /// Its own host; `None` while it is on none.
+    pub here: Option<Here>,
+}
+
+/// Where a move would go.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovePlan {
+    pub container: ContainerName,
+    pub from: HostName,
+    pub to: HostName,
+    pub score: Score,
+    /// Sentences for a person.
+    pub reasons: Vec<String>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

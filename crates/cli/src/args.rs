@@ -49,7 +49,7 @@ pub enum Output {
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Hosts: list, show
+    /// Hosts: list, show, evacuate, cordon, activate
     #[command(subcommand)]
     Host(verbs::host::HostVerb),
     /// Environments: apply, list, show, delete
@@ -57,7 +57,8 @@ pub enum Verb {
     Env(verbs::env::EnvVerb),
     /// List containers
     Ps(verbs::ps::PsArgs),
-    /// Tell where a container is and why, whether it can move and why not, its last moves and events
+    /// Tell where a container is and why, which hosts could take it and which not, whether it can move, its last moves
+    /// and events
     Explain(verbs::explain::ExplainArgs),
     /// Show what a container wrote
     Logs(verbs::logs::LogsArgs),
@@ -77,6 +78,9 @@ pub enum Verb {
     /// Spread containers and load over the hosts: show, off, advise, automatic, now
     #[command(subcommand)]
     Balance(verbs::balance::BalanceVerb),
+    /// What would happen: evacuate, fail, rebalance
+    #[command(subcommand)]
+    Plan(verbs::plan::PlanVerb),
     /// Show what happened
     Events(verbs::events::EventsArgs),
     /// Many hosts on this machine: up, demo, down, list, exec, kill, start, cut, restore, rate

@@ -47,12 +47,25 @@ fn usage_errors_exit_with_2() {
         ("usage-timeout-without-wait", vec!["env", "apply", "-f", "x", "--timeout", "5s"]),
         ("usage-bad-timeout", vec!["env", "apply", "-f", "x", "--wait", "--timeout", "soon"]),
         ("usage-bad-lab-host", vec!["lab", "exec", "x1", "--", "true"]),
+        ("usage-bad-label", agent(&["--label", "zone=a b"])),
         ("usage-bad-rate", vec!["lab", "up", "--link", "fast"]),
     ] {
         let text = shown(&args);
         assert!(text.starts_with("exit: 2\n--- stdout\n--- stderr\nerror: "), "{text}");
         insta::assert_snapshot!(name, text);
     }
+}
+
+/// A complete command line of an agent, with more.
+fn agent(more: &[&'static str]) -> Vec<&'static str> {
+    let all = ["agent", "--controller", "127.0.0.1:1", "--name", "h1", "--tunnel-address", "127.0.0.1"];
+    [&all, more].concat()
+}
+
+#[test]
+fn a_label_is_given_once() {
+    let args = agent(&["--label", "zone=a", "--label", "disk=ssd", "--label", "zone=b"]);
+    insta::assert_snapshot!("agent-label-twice", shown(&args));
 }
 
 #[test]

@@ -22,6 +22,7 @@ fn tables() {
     let c = Controller::start();
     shows!(c, "ps", ["ps"]);
     shows!(c, "explain", ["explain", "shop/db"]);
+    shows!(c, "explain-waiting", ["explain", "shop/web-2"]);
     shows!(c, "host-list", ["host", "list"]);
     shows!(c, "host-show", ["host", "show", "h1"]);
     shows!(c, "host-show-unknown", ["host", "show", "h7"]);
@@ -38,6 +39,17 @@ fn tables() {
     shows!(c, "logs", ["logs", "shop/db", "--tail", "2"]);
     shows!(c, "logs-timestamps", ["logs", "shop/db-1", "--tail", "1", "--timestamps"]);
     shows!(c, "logs-json", ["logs", "shop/db-1", "--tail", "1", "--output", "json"]);
+}
+
+#[test]
+fn what_would_happen() {
+    let c = Controller::start();
+    shows!(c, "plan-evacuate", ["plan", "evacuate", "h1", "--parallel", "4"]);
+    shows!(c, "plan-fail", ["plan", "fail", "h1"]);
+    shows!(c, "plan-fail-json", ["plan", "fail", "h1", "--output", "json"]);
+    shows!(c, "plan-rebalance", ["plan", "rebalance"]);
+    shows!(c, "migrate-dry-run", ["migrate", "shop/db-1", "--dry-run"]);
+    shows!(c, "migrate-dry-run-refused", ["migrate", "shop/db-1", "--to", "h9", "--dry-run"]);
 }
 
 #[test]
@@ -72,6 +84,9 @@ fn json_is_the_api_s_own() {
     assert_eq!(json(&["balance", "show"])["advice"]["moves"][1]["step"]["after"], serde_json::json!([0]));
     assert_eq!(json(&["balance", "off", "--threshold", "80%"])["policy"]["cpu_threshold_permille"], 800);
     assert_eq!(json(&["balance", "now", "--detach"])["moves"][0]["gain"], 1);
+    assert_eq!(explained["placement"]["hosts"]["fitting"][0]["score"]["of_layer"], 1);
+    assert_eq!(json(&["migrate", "shop/db-1", "--dry-run"])["to"], "h2");
+    assert_eq!(json(&["plan", "evacuate", "h1"])["steps"][0]["how"], "live");
     assert_eq!(json(&["version"])["controller"]["store_id"], "5a5a");
     assert_eq!(json(&["stop", "shop/db-1"])["name"], "shop/db-1");
 }

@@ -152,7 +152,8 @@ fn live<'w>(world: &'w World, name: &HostName) -> Result<&'w Versioned<HostRecor
     if host.state == HostState::Failed { Err(HostError::Lost { name: name.clone() }) } else { Ok(host) }
 }
 
-fn host<'w>(world: &'w World, name: &HostName) -> Result<&'w Versioned<HostRecord>, HostError> {
+/// The host, or the names of those there are.
+pub fn host<'w>(world: &'w World, name: &HostName) -> Result<&'w Versioned<HostRecord>, HostError> {
     world.hosts.get(name).map(|host| &**host).ok_or_else(|| HostError::NoSuchHost {
         name: name.clone(),
         known: world.hosts.keys().map(HostName::as_str).collect::<Vec<_>>().join(", "),

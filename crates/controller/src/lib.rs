@@ -21,6 +21,7 @@ mod leases;
 mod links;
 mod loads;
 mod moves;
+mod plans;
 mod reconcile;
 mod run;
 pub mod state;

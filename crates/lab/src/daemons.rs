@@ -57,17 +57,18 @@ pub(crate) fn arguments(paths: &LabPaths, spec: &LabSpec, node: Node) -> Option<
             ],
             &spec.controller_args,
         ),
-        Node::Host(_) => (
-            vec![
+        Node::Host(number) => {
+            let mut fixed = vec![
                 ("--controller", controller),
                 ("--name", node.to_string()),
                 ("--tunnel-address", node.address().to_string()),
                 ("--state-dir", "/var/lib/godwit/agent".to_owned()),
                 ("--cgroup-parent", paths.containers_cgroup(node)),
                 ("--join-token-file", text(paths.join_token())),
-            ],
-            &spec.agent_args,
-        ),
+            ];
+            fixed.extend(spec.zone(number).map(|zone| ("--label", format!("zone={zone}"))));
+            (fixed, &spec.agent_args)
+        }
     };
     let verb = if node == Node::Controller { "controller" } else { "agent" };
     let mut all = vec![verb.to_owned()];
@@ -190,5 +191,11 @@ mod tests {
              --cgroup-parent /godwit-lab-demo/h2/containers \
              --join-token-file /var/lib/godwit-lab/demo/ctl/controller/join-token --criu /opt/criu"
         );
+        (spec.hosts, spec.zones) = (3, Some(2));
+        let labels = [1, 2, 3].map(|n| {
+            let argv = arguments(&paths, &spec, Node::Host(n)).unwrap();
+            argv[argv.iter().position(|a| a == "--label").unwrap() + 1].clone()
+        });
+        assert_eq!(labels, ["zone=z1", "zone=z2", "zone=z1"]);
     }
 }

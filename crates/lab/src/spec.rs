@@ -31,6 +31,8 @@ pub enum SpecError {
     Rate(String),
     #[error("a lab host needs at least {least} bytes of memory, not {given}")]
     Memory { least: u64, given: u64 },
+    #[error("{hosts} hosts cannot be in {zones} zones; give 1 to {hosts}")]
+    Zones { zones: u32, hosts: u32 },
     #[error("a lab host needs at least 10 thousandths of a CPU, not {0}")]
     Cpus(u32),
 }
@@ -195,6 +197,9 @@ pub struct LabSpec {
     pub cpus_milli: Option<u32>,
     /// Rate of each link, in each direction. None: as fast as the machine is.
     pub link: Option<BitsPerSecond>,
+    /// In how many zones the hosts are: h1 has the label `zone=z1`, h2 `zone=z2`, and after the last one again z1.
+    #[serde(default)]
+    pub zones: Option<u32>,
     /// The `godwit` binary that controller and agents run.
     pub binary: PathBuf,
     /// Arguments added at the end of the controller's command line.
@@ -218,6 +223,7 @@ impl LabSpec {
             memory_bytes: None,
             cpus_milli: None,
             link: None,
+            zones: None,
             binary: binary.into(),
             controller_args: Vec::new(),
             agent_args: Vec::new(),
@@ -231,6 +237,9 @@ impl LabSpec {
         if !(1..=MAX_HOSTS).contains(&self.hosts) {
             return Err(SpecError::Hosts(self.hosts));
         }
+        if let Some(zones) = self.zones.filter(|zones| !(1..=self.hosts).contains(zones)) {
+            return Err(SpecError::Zones { zones, hosts: self.hosts });
+        }
         if let Some(given) = self.memory_bytes.filter(|&m| m < LEAST_MEMORY_BYTES) {
             return Err(SpecError::Memory { least: LEAST_MEMORY_BYTES, given });
         }
@@ -238,6 +247,11 @@ impl LabSpec {
             return Err(SpecError::Cpus(given));
         }
         Ok(())
+    }
+
+    /// The zone of a host; `None`: it has none.
+    pub(crate) fn zone(&self, host: u32) -> Option<String> {
+        self.zones.map(|zones| format!("z{}", (host.max(1) - 1) % zones.max(1) + 1))
     }
 
     /// The hosts with an agent, in order.
@@ -255,6 +269,14 @@ impl LabSpec {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn there_are_no_empty_zones() {
+        let spec = LabSpec::new(LabName::new("demo").unwrap(), 3, "/bin/true");
+        for (zones, fits) in [(None, true), (Some(0), false), (Some(1), true), (Some(3), true), (Some(4), false)] {
+            assert_eq!(LabSpec { zones, ..spec.clone() }.check().is_ok(), fits, "{zones:?}");
+        }
+    }
 
     #[test]
     fn names_rates_and_nodes_are_checked() {

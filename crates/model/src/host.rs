@@ -1,5 +1,6 @@
 //! A host: what its agent reports, and what the controller thinks of it.
 
+use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
@@ -31,6 +32,9 @@ pub struct HostFacts {
     pub certificate_sha256: String,
     #[serde(default)]
     pub written_pages: WrittenPages,
+    /// What its administrator says of it, for rules of placement; see [`crate::label`].
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
 }
 
 /// How a host learns which pages of a running program were written since it last looked.

@@ -7,6 +7,7 @@ pub mod container;
 pub mod event;
 pub mod host;
 pub mod ids;
+pub mod label;
 pub mod manifest;
 pub mod migration;
 pub mod network;

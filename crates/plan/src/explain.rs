@@ -10,7 +10,6 @@ use crate::fleet::{Container, Fleet};
 use crate::place::HostReasons;
 use crate::rank::Score;
 use crate::rules::Ask;
-use crate::step::How;
 
 /// A host that could take the container.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,26 +32,28 @@ pub struct Explanation {
     pub out: Vec<HostReasons>,
 }
 
+/// How the host that a container is on looks by what other hosts are judged by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Here {
+    pub score: Score,
+    /// Rules that do not hold there, as sentences: they were given, or something went away, after it had come.
+    pub broken: Vec<String>,
+}
+
 impl Fleet {
     /// Looks at every host as a new start of the container would: its own host counts like any other.
     pub fn explain(&self, container: &Container) -> Explanation {
-        self.explanation(&Draft::new(self), &Ask::start(self, container))
+        Draft::new(self).explanation(&Ask::start(self, container))
     }
+}
 
-    /// Looks at every host as a live move of the container would: its volumes come along, its own host is out.
-    /// `None`: there is no such container.
-    pub fn explain_move(&self, container: &ContainerName) -> Option<Explanation> {
-        let draft = Draft::new(self);
-        let member = *self.member_ids.get(container)?;
-        Some(self.explanation(&draft, &draft.ask(member, How::Live)))
-    }
-
-    fn explanation(&self, draft: &Draft<'_>, ask: &Ask<'_>) -> Explanation {
+impl Draft<'_> {
+    pub fn explanation(&self, ask: &Ask<'_>) -> Explanation {
         let (mut fitting, mut out) = (Vec::new(), Vec::new());
-        for (name, id) in &self.host_ids {
-            let reasons = draft.reasons_against(*id, ask);
+        for (name, id) in &self.fleet.host_ids {
+            let reasons = self.reasons_against(*id, ask);
             if reasons.is_empty() {
-                fitting.push(Fitting { host: name.clone(), score: draft.score(*id, ask) });
+                fitting.push(Fitting { host: name.clone(), score: self.score(*id, ask) });
             } else {
                 out.push(HostReasons { host: name.clone(), reasons });
             }
@@ -60,7 +61,7 @@ impl Fleet {
         fitting.sort_by(|a, b| (&a.score, &a.host).cmp(&(&b.score, &b.host)));
         Explanation {
             container: ask.container.name.clone(),
-            home: self.home(&ask.container.name).cloned(),
+            home: self.fleet.home(&ask.container.name).cloned(),
             unmovable: ask.container.unmovable.clone(),
             fitting,
             out,

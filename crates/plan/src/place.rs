@@ -7,15 +7,14 @@
 
 use std::fmt;
 
-use godwit_model::{Bytes, ContainerName, HostName};
+use godwit_model::{Bytes, HostName};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::draft::Draft;
-use crate::fleet::{Container, Count, Fleet, FleetError, HostId, ZoneId, is_spread};
+use crate::fleet::{Container, Count, Fleet, HostId, ZoneId, is_spread};
 use crate::rank::Score;
 use crate::rules::Ask;
-use crate::step::How;
 
 /// Up to so many hosts are scored one by one where a rule leaves no others.
 const FEW_HOSTS: usize = 64;
@@ -69,20 +68,6 @@ impl Fleet {
     pub fn best_host(&self, container: &Container) -> Option<&HostName> {
         let (host, _) = Draft::new(self).best(&Ask::start(self, container))?;
         Some(&self.slot(host).host.name)
-    }
-
-    /// Whether the hard rules let this host take a live move of a container now, by what is known now: the check right
-    /// before a step of a plan begins. All the reasons if not.
-    pub fn check_move(&self, container: &ContainerName, to: &HostName) -> Result<(), Vec<String>> {
-        let not_there = |error: FleetError| vec![error.to_string()];
-        let id = self.member_id(container).map_err(not_there)?;
-        let to = self.host_id(to).map_err(not_there)?;
-        let draft = Draft::new(self);
-        let mut reasons = self.member(id).container.unmovable.clone();
-        reasons.extend(draft.reasons_against(to, &draft.ask(id, How::Live)));
-        let dependents = draft.dependents(id);
-        reasons.extend(dependents.iter().map(|m| format!("{} must be near it", self.member(*m).container.name)));
-        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
     }
 
     /// Whether the hard rules let this host take a new start of the container; all the reasons if not.
@@ -180,7 +165,17 @@ impl Draft<'_> {
         zones
     }
 
+    /// What speaks for the best host.
     pub fn reasons_for(&self, host: HostId, ask: &Ask<'_>, score: &Score) -> Vec<String> {
+        self.reasons(host, ask, score, "; no host that fits is better spread")
+    }
+
+    /// What there is to say for a host that somebody named.
+    pub fn reasons_for_named(&self, host: HostId, ask: &Ask<'_>, score: &Score) -> Vec<String> {
+        self.reasons(host, ask, score, "")
+    }
+
+    fn reasons(&self, host: HostId, ask: &Ask<'_>, score: &Score, and: &str) -> Vec<String> {
         let slot = self.slot(host);
         let mut reasons = Vec::new();
         if ask.only.is_some() {
@@ -191,7 +186,7 @@ impl Draft<'_> {
         }
         if is_spread(ask.container.spread) {
             reasons.push(format!(
-                "{} of its layer and {} of its environment are there; no host that fits is better spread",
+                "{} of its layer and {} of its environment are there{and}",
                 score.of_layer, score.of_environment
             ));
             if let Some(zone) = slot.host.zone() {

@@ -1,5 +1,6 @@
 //! `godwit agent`: makes this server a host.
 
+use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::PathBuf;
 
@@ -7,8 +8,10 @@ use anyhow::{Context, Result};
 use clap::Args;
 use godwit_agent::{AgentConfig, DEFAULT_MIGRATION_PORT};
 use godwit_model::HostName;
+use godwit_model::label::{Label, MAX_LABELS};
 
 use super::DONE;
+use crate::failure::Failure;
 
 #[derive(Debug, Args)]
 pub struct AgentArgs {
@@ -43,6 +46,9 @@ pub struct AgentArgs {
     /// Bytes of one packet between hosts; containers get 50 less, for the tunnel
     #[arg(long, default_value_t = 1500, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(1280..=65_535))]
     underlay_mtu: u32,
+    /// Something that containers can require of their host, for example zone=east; may be given several times
+    #[arg(long = "label", value_name = "KEY=VALUE")]
+    labels: Vec<Label>,
 }
 
 fn host_and_port(text: &str) -> Result<String, String> {
@@ -56,6 +62,21 @@ fn host_and_port(text: &str) -> Result<String, String> {
 
 fn cgroup(text: &str) -> Result<String, String> {
     if text.starts_with('/') && text.len() > 1 { Ok(text.to_owned()) } else { Err("write /NAME".to_owned()) }
+}
+
+/// Each key once.
+fn labels(given: Vec<Label>) -> Result<BTreeMap<String, String>> {
+    if given.len() > MAX_LABELS {
+        return Err(Failure::new(format!("{} labels are given; a host has {MAX_LABELS} at most", given.len())).into());
+    }
+    let mut labels = BTreeMap::new();
+    for Label { key, value } in given {
+        if let Some(first) = labels.insert(key.clone(), value.clone()) {
+            let text = format!("the label {key} is given twice, with {first} and {value}");
+            return Err(Failure::new(text).hint("keep one of them").into());
+        }
+    }
+    Ok(labels)
 }
 
 /// Runs until a signal ends it. Containers go on.
@@ -73,6 +94,7 @@ pub async fn run(args: AgentArgs) -> Result<u8> {
         binary,
         uplink: args.uplink,
         underlay_mtu: args.underlay_mtu,
+        labels: labels(args.labels)?,
     };
     godwit_agent::run(config).await?;
     Ok(DONE)

@@ -119,6 +119,16 @@ impl Printer {
         for change in &answer.changes {
             self.data(change)?;
         }
+        for place in &answer.places {
+            let reasons = place.reasons.join("; ");
+            match &place.host {
+                Some(host) => self.data(format_args!("{} would go to {host}: {reasons}", place.container))?,
+                None => self.data(format_args!("{} would wait: {reasons}", place.container))?,
+            }
+        }
+        for warning in &answer.warnings {
+            self.labelled("warning", warning);
+        }
         if answer.changes.is_empty() {
             self.say("nothing to change");
         }

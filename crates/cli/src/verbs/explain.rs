@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 
 use anyhow::Result;
 use clap::Args;
-use godwit_api::client::Client;
-use godwit_api::types::{ContainerView, HostView};
+use godwit_api::client::{Client, ClientError};
+use godwit_api::types::{ContainerView, HostView, PlacementView};
 use godwit_model::event::{Event, EventKind};
 use godwit_model::migration::{Move, Outcome};
 use serde::Serialize;
@@ -19,6 +19,8 @@ use crate::table::pairs;
 /// Moves and events told of, the newest.
 const LAST_MOVES: usize = 5;
 const LAST_EVENTS: usize = 10;
+/// HTTP's own number.
+const NOT_FOUND: u16 = 404;
 
 #[derive(Debug, Args)]
 pub struct ExplainArgs {
@@ -38,6 +40,8 @@ struct Explanation {
     events: VecDeque<Event>,
     /// The last event that says why it is where it is.
     placed: Option<Event>,
+    /// Every host as a place for it now; `null` while it is being removed.
+    placement: Option<PlacementView>,
 }
 
 pub async fn run(client: &Client, printer: &Printer, args: ExplainArgs) -> Result<u8> {
@@ -61,7 +65,12 @@ pub async fn run(client: &Client, printer: &Printer, args: ExplainArgs) -> Resul
         }
         events.push_back(event);
     }
-    let explanation = Explanation { container, host, moves, events, placed };
+    let placement = match client.placement(&name).await {
+        Ok(placement) => Some(placement),
+        Err(ClientError::Api { status, .. }) if status.as_u16() == NOT_FOUND => None,
+        Err(error) => return Err(error.into()),
+    };
+    let explanation = Explanation { container, host, moves, events, placed, placement };
     printer.value(&explanation, |explanation| show(printer, explanation))?;
     Ok(DONE)
 }
@@ -73,6 +82,7 @@ fn show(printer: &Printer, explanation: &Explanation) -> String {
             sections.push(format!("{}\n{}", printer.bold(head), lines.join("\n")));
         }
     };
+    section("HOSTS", explanation.placement.as_ref().map(hosts).unwrap_or_default());
     section("LAST MOVES", explanation.moves.iter().map(one_move).collect());
     section("LAST EVENTS", explanation.events.iter().map(events::line).collect());
     sections.join("\n\n")
@@ -104,7 +114,9 @@ fn rows(explanation: &Explanation) -> Vec<(String, String)> {
             row("last exit", format!("code {}{memory}, {} ago", exit.code, human::since(exit.finished_at_ms)));
         }
         row("memory", human::or_dash(status.memory));
-        match status.movable.because.split_first() {
+        // What placement knows beside what the host tells: its machine, and who must be near it.
+        let planned = explanation.placement.as_ref().filter(|p| p.here.is_some()).map(|p| &p.hosts.unmovable);
+        match planned.unwrap_or(&status.movable.because).split_first() {
             None => row("movable", "yes".to_owned()),
             Some((first, more)) => {
                 row("movable", format!("no, because {first}"));
@@ -116,6 +128,21 @@ fn rows(explanation: &Explanation) -> Vec<(String, String)> {
         row("written pages", host.facts.written_pages.to_string());
     }
     rows
+}
+
+/// A line for each host: its own first, then those that could take it, the best first, then the others.
+fn hosts(placement: &PlacementView) -> Vec<String> {
+    let mut lines = Vec::new();
+    if let (Some(home), Some(here)) = (&placement.hosts.home, &placement.here) {
+        lines.push(format!("{home}: it is here: {}", here.score));
+        lines.extend(here.broken.iter().map(|rule| format!("{home}: a rule does not hold here: {rule}")));
+    }
+    let fitting = placement.hosts.fitting.iter().enumerate();
+    lines.extend(fitting.map(|(at, one)| format!("{}: fits, choice {}: {}", one.host, at + 1, one.score)));
+    let is_home = |host| placement.here.is_some() && placement.hosts.home.as_ref() == Some(host);
+    let out = placement.hosts.out.iter().filter(|one| !is_home(&one.host));
+    lines.extend(out.map(|one| format!("{}: out: {}", one.host, one.reasons.join(", "))));
+    lines
 }
 
 fn whereabouts(explanation: &Explanation) -> String {

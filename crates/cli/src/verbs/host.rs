@@ -1,6 +1,6 @@
 //! `godwit host list|show|evacuate|cordon|activate|declare-dead`.
 
-mod evacuate;
+pub mod evacuate;
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -8,6 +8,7 @@ use godwit_api::client::Client;
 use godwit_api::types::{ActivateRequest, HostView};
 use godwit_model::HostName;
 use godwit_model::host::HostState;
+use godwit_plan::ZONE_LABEL;
 
 use self::evacuate::EvacuateArgs;
 use super::DONE;
@@ -114,7 +115,10 @@ fn seen(host: &HostView) -> String {
 }
 
 fn list(printer: &Printer, hosts: &[HostView]) -> String {
-    let head = ["HOST", "STATE", "CONTAINERS", "CPU", "MEMORY", "KERNEL", "CRIU", "SEEN"];
+    // Eighty columns are not enough for both.
+    let zones = hosts.iter().any(|h| zone(h).is_some());
+    let kernel_or_zone = if zones { "ZONE" } else { "KERNEL" };
+    let head = ["HOST", "STATE", "CONTAINERS", "CPU", "MEMORY", kernel_or_zone, "CRIU", "SEEN"];
     let rows = hosts.iter().map(|h| {
         vec![
             h.name.to_string(),
@@ -122,7 +126,7 @@ fn list(printer: &Printer, hosts: &[HostView]) -> String {
             h.containers.to_string(),
             format!("{}/{}", h.reserved_cpu, h.facts.cpus),
             format!("{}/{}", h.reserved_memory, h.facts.memory),
-            kernel(&h.facts.kernel).to_owned(),
+            if zones { human::or_dash(zone(h)) } else { kernel(&h.facts.kernel).to_owned() },
             h.facts.criu.clone().unwrap_or_else(|| "none".to_owned()),
             seen(h),
         ]
@@ -130,9 +134,18 @@ fn list(printer: &Printer, hosts: &[HostView]) -> String {
     table(printer, &head, rows)
 }
 
+fn zone(host: &HostView) -> Option<&String> {
+    host.facts.labels.get(ZONE_LABEL)
+}
+
 /// `6.12.41` of `6.12.41+deb13-amd64`: a table has little room.
 fn kernel(full: &str) -> &str {
     full.split(|c: char| !(c.is_ascii_digit() || c == '.')).next().unwrap_or(full)
+}
+
+fn labels(host: &HostView) -> String {
+    let labels: Vec<String> = host.facts.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    if labels.is_empty() { human::NOTHING.to_owned() } else { labels.join(", ") }
 }
 
 fn show(printer: &Printer, host: &HostView) -> String {
@@ -142,6 +155,7 @@ fn show(printer: &Printer, host: &HostView) -> String {
         ("state", state(host).to_owned()),
         ("last seen", seen(host)),
         ("may still run", host.may_run.clone().unwrap_or_else(|| human::NOTHING.to_owned())),
+        ("labels", labels(host)),
         ("containers", host.containers.to_string()),
         ("evacuation", evacuate::told(host)),
         ("cloudlets", host.cloudlets.to_string()),

@@ -96,6 +96,9 @@ pub struct UpArgs {
     /// Rate of each link, for example 10gbit
     #[arg(long, value_name = "RATE")]
     link: Option<BitsPerSecond>,
+    /// Put the hosts into N zones in turn: h1 gets the label zone=z1, h2 zone=z2 and so on
+    #[arg(long, value_name = "N", conflicts_with = "no_daemons")]
+    zones: Option<u32>,
     /// Hosts and links only: no controller, no agents
     #[arg(long)]
     no_daemons: bool,
@@ -196,6 +199,7 @@ fn up(global: &Global, printer: &Printer, args: UpArgs) -> Result<u8> {
     spec.memory_bytes = args.memory.map(|m| m.0);
     spec.cpus_milli = args.cpus.map(|c| c.0);
     spec.link = args.link;
+    spec.zones = args.zones;
     spec.start_daemons = !args.no_daemons;
     spec.hold_points = args.hold_points;
     printer.say(format_args!("making lab {name} with {}", human::count(args.hosts as usize, "host")));

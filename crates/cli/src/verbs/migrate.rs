@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use godwit_api::client::{Client, ClientError, Lines};
-use godwit_api::types::MigrateRequest;
+use godwit_api::types::{MigrateRequest, MovePlan};
 use godwit_model::migration::{Compression, CopyMode, Move, MoveOptions, Outcome};
 use godwit_model::units::BitRate;
 use godwit_model::{HostName, MoveId};
@@ -57,8 +57,11 @@ pub struct MigrateArgs {
     /// it moves
     #[arg(long)]
     never_slow: bool,
+    /// Say where it would go, or why it would not; change nothing
+    #[arg(long)]
+    dry_run: bool,
     /// Do not wait for the end; `godwit move show` tells how it goes on
-    #[arg(short, long)]
+    #[arg(short, long, conflicts_with = "dry_run")]
     detach: bool,
 }
 
@@ -73,7 +76,15 @@ pub async fn run(client: &Client, printer: &Printer, args: MigrateArgs) -> Resul
         connections: args.connections,
         never_slow: args.never_slow,
     };
-    let begun = client.migrate(&name, &MigrateRequest { to: args.to, options }).await?;
+    let request = MigrateRequest { to: args.to, options };
+    if args.dry_run {
+        let plan = client.plan_move(&name, &request).await?;
+        let text =
+            |p: &MovePlan| format!("{} would go from {} to {}: {}", p.container, p.from, p.to, p.reasons.join("; "));
+        printer.value(&plan, text)?;
+        return Ok(DONE);
+    }
+    let begun = client.migrate(&name, &request).await?;
     if args.detach {
         printer.value(&begun, |m| m.id.to_string())?;
         printer.say(format_args!("{} is on its way from {} to {}", begun.name, begun.from, begun.to));

@@ -16,6 +16,7 @@ pub mod lab;
 pub mod logs;
 pub mod migrate;
 pub mod moves;
+pub mod plan;
 pub mod ps;
 pub mod sim;
 pub mod version;
@@ -81,6 +82,7 @@ async fn ask(global: &Global, verb: Verb, printer: &Printer) -> Result<u8> {
         Verb::Migrate(args) => migrate::run(&client, printer, args).await,
         Verb::Move(verb) => moves::run(&client, printer, verb).await,
         Verb::Balance(verb) => balance::run(&client, printer, verb).await,
+        Verb::Plan(verb) => plan::run(&client, printer, verb).await,
         Verb::Events(args) => events::run(&client, printer, args).await,
         // Run above.
         Verb::Version

@@ -47,7 +47,16 @@ fn clients(world: &World, via: u32) -> Vec<Client> {
     let client = |(_, port): (&str, u16)| {
         let address = format!("{}:{port}", world.host_address(via));
         wait_listening(world, &address);
-        world.client(&["client", "--address", &address, "--connections", "6", "--interval-us", "5000", "--until-stdin-closes"])
+        world.client(&[
+            "client",
+            "--address",
+            &address,
+            "--connections",
+            "6",
+            "--interval-us",
+            "5000",
+            "--until-stdin-closes",
+        ])
     };
     LAYERS.into_iter().map(client).collect()
 }

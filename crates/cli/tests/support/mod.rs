@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 mod balance;
+mod plans;
+mod session;
 
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -11,7 +13,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::body::Body;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -132,8 +134,16 @@ fn router(shared: Shared) -> Router {
         .route("/v1/containers/{env}/{name}/stop", post(one_container))
         .route("/v1/containers/{env}/{name}/start", post(one_container))
         .route("/v1/containers/{env}/{name}/migrate", post(migrate))
+        .route("/v1/containers/{env}/{name}/plan-move", post(plans::plan_move))
+        .route("/v1/containers/{env}/{name}/placement", get(plans::placement))
+        .route("/v1/hosts/{host}/evacuate", post(plans::evacuate))
+        .route("/v1/plans/fail/{host}", get(|| async { Json(plans::lost()) }))
+        .route("/v1/plans/rebalance", get(|| async { Json(json!({"moves": [], "more": false})) }))
         .route("/v1/containers/{env}/{name}/logs", get(logs))
-        .route("/v1/containers/{env}/{name}/exec", get(|ws: WebSocketUpgrade| async { ws.on_upgrade(session) }))
+        .route(
+            "/v1/containers/{env}/{name}/exec",
+            get(|ws: WebSocketUpgrade| async { ws.on_upgrade(session::session) }),
+        )
         .route("/v1/moves", get(|| async { Json(json!([moved(DONE), moved(FAILED)])) }))
         .route("/v1/moves/{id}", get(one_move))
         .route("/v1/moves/{id}/cancel", post(cancel))
@@ -156,7 +166,7 @@ fn host(name: &str, connected: bool) -> Value {
             "criu": connected.then_some("4.1.1"), "cpu_features": ["avx2", "sse4_2"], "cpu_model": "AMD EPYC 7B13",
             "cpus": 4000, "cpu_mhz": 2450, "memory": 8u64 << 30, "disk_free": 100u64 << 30,
             "tunnel_address": "192.168.77.11", "migration_address": "192.168.77.11:7718", "certificate_sha256": "ab12",
-            "written_pages": {"way": "tracked"}
+            "written_pages": {"way": "tracked"}, "labels": {"zone": if connected { "east" } else { "west" }, "disk": "ssd"}
         },
         "containers": 3, "reserved_memory": 3u64 << 29, "reserved_cpu": 1500, "cloudlets": 61
     })
@@ -232,7 +242,16 @@ async fn apply(State(shared): State<Shared>, Json(request): Json<Value>) -> Json
     let first = shared.applied.fetch_add(u32::from(request["dry_run"] == false), Ordering::SeqCst) == 0;
     let names = request["manifest"]["layers"].as_object().unwrap().keys();
     let changes: Vec<String> = names.map(|layer| format!("layer {layer} is new")).collect();
-    Json(json!({"changes": if first { changes } else { Vec::new() }, "revision": 12}))
+    let mut answer = json!({"changes": if first { changes } else { Vec::new() }, "revision": 12});
+    if request["dry_run"] == true {
+        let reasons = json!(["1.50 GiB of memory is free there"]);
+        answer["places"] = json!([
+            {"container": "shop/db-1", "host": "h1", "reasons": reasons},
+            {"container": "shop/web-1", "host": null, "reasons": ["no host can take it: h1: it has no label disk=ssd"]}
+        ]);
+        answer["warnings"] = json!(["web: it needs a host with disk=ssd, and none is taking containers now"]);
+    }
+    Json(answer)
 }
 
 async fn delete() -> Json<Value> {
@@ -240,7 +259,10 @@ async fn delete() -> Json<Value> {
 }
 
 async fn one_container(Path((_, name)): Path<(String, String)>) -> Json<Value> {
-    Json(container(&name, "running", json!({})))
+    match name.as_str() {
+        "web-2" => Json(containers()[2].clone()),
+        name => Json(container(name, "running", json!({}))),
+    }
 }
 
 /// Ids of moves, by how they end.
@@ -373,39 +395,4 @@ async fn events(Query(query): Query<StreamQuery>) -> Body {
     let done = query.follow.then(|| event(3, "balance-done", "2 moves were made for balance"));
     let after = all.iter().chain(&done).filter(|e| e["number"].as_u64() > query.since);
     stream(after.map(ToString::to_string).collect(), query.follow)
-}
-
-/// `exit N` ends with N; `size` says the terminal's; `sleep` waits; anything else writes its input back.
-async fn session(mut socket: WebSocket) {
-    let exit = |code: i32| Message::Text(json!({"type": "exit", "code": code}).to_string().into());
-    let out = |text: String| Message::Binary(format!("\x01{text}").into_bytes().into());
-    let mut argv: Vec<String> = Vec::new();
-    while let Some(Ok(message)) = socket.recv().await {
-        let answer = match message {
-            Message::Text(text) => {
-                let control: Value = serde_json::from_str(&text).unwrap();
-                if let Some(size) = control.get("size") {
-                    out(format!("{}x{}\r\n", size["columns"], size["rows"]))
-                } else {
-                    let request = &control["request"];
-                    argv = serde_json::from_value(request["argv"].clone()).unwrap();
-                    match argv[0].as_str() {
-                        "exit" => exit(argv[1].parse().unwrap()),
-                        "size" => out(format!("{}\r\n", request["terminal"])),
-                        "sleep" => out("asleep\r\n".to_owned()),
-                        _ => Message::Binary(b"\x02ready\r\n".as_slice().into()),
-                    }
-                }
-            }
-            Message::Binary(bytes) if bytes.as_ref() == b"\0" => match argv[0].as_str() {
-                "sleep" => continue,
-                _ => exit(0),
-            },
-            Message::Binary(bytes) => out(String::from_utf8_lossy(&bytes[1..]).into_owned()),
-            _ => return,
-        };
-        if socket.send(answer).await.is_err() {
-            return;
-        }
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use godwit_model::manifest::Manifest;
+use godwit_model::manifest::{Contradiction, Manifest, contradictions};
 use godwit_model::{EnvName, LayerName};
 use thiserror::Error;
 
@@ -28,6 +28,10 @@ pub enum ApplyError {
     UnknownDependency { layer: LayerName, on: LayerName },
     #[error("the layers {} depend on each other in a circle; none could start first", names(layers))]
     Circle { layers: Vec<LayerName> },
+    #[error("the layer {layer} has a rule that cannot be kept: {key}: {message}")]
+    Contradiction { layer: LayerName, key: &'static str, message: String },
+    #[error("the layer {layer} cannot keep its rules on the hosts there are: {because}")]
+    TooFewHosts { layer: LayerName, because: String },
     #[error("the layer {layer} gives cloudlets and also memory or CPUs; give one of them")]
     MixedResources { layer: LayerName },
     #[error("the layer {layer} reserves more {what} than its limit allows")]
@@ -58,6 +62,9 @@ pub fn check(world: &World, manifest: &Manifest) -> Result<(), ApplyError> {
     }
     check_resources(manifest)?;
     check_dependencies(manifest)?;
+    if let Some(Contradiction { layer, key, message, .. }) = contradictions(&manifest.layers).into_iter().next() {
+        return Err(ApplyError::Contradiction { layer, key, message });
+    }
     check_ports(world, manifest)
 }
 

@@ -2,6 +2,7 @@
 
 mod allocate;
 mod check;
+mod feasible;
 mod spec;
 
 use std::collections::BTreeSet;
@@ -17,19 +18,23 @@ pub use allocate::host_index;
 pub use check::{ApplyError, MAX_CONTAINERS};
 pub use spec::CLOUDLET_BASE_MHZ;
 
+use crate::core::Core;
 use crate::state::records::{ContainerRecord, EnvRecord, Leaving};
 use crate::state::{About, State, Tx, Versioned, World, now_ms};
 use allocate::{Allocator, env_slot};
 use spec::{Difference, Keeps, difference};
 
 /// Makes the environment what its manifest says. The same manifest again changes nothing and makes no revision.
-pub async fn apply(state: &State, manifest: &Manifest, dry_run: bool) -> Result<ApplyAnswer, ApplyError> {
+pub async fn apply(core: &Core, manifest: &Manifest, dry_run: bool) -> Result<ApplyAnswer, ApplyError> {
     let decide = |world: &World| {
-        let (tx, changes) = changes(world, manifest)?;
-        Ok::<_, ApplyError>((if dry_run { Tx::new() } else { tx }, changes))
+        let Changes { tx, sentences, env, unplaced } = changes(world, manifest)?;
+        let warnings = feasible::judge(world, manifest, |host| core.links.connected(host))?;
+        let places = if dry_run { feasible::foresee(core, world, &env, &unplaced) } else { Vec::new() };
+        let tx = if dry_run { Tx::new() } else { tx };
+        Ok::<_, ApplyError>((tx, (sentences, warnings, places)))
     };
-    let (changes, revision) = state.transact(decide).await?;
-    Ok(ApplyAnswer { changes, revision: revision.0 })
+    let ((changes, warnings, places), revision) = core.state.transact(decide).await?;
+    Ok(ApplyAnswer { changes, revision: revision.0, warnings, places })
 }
 
 /// Removes an environment; its record goes when the hosts have let go of its containers.
@@ -56,10 +61,19 @@ pub async fn delete(state: &State, name: &EnvName) -> Result<ApplyAnswer, ApplyE
         Ok::<_, ApplyError>((tx, changes))
     };
     let (changes, revision) = state.transact(decide).await?;
-    Ok(ApplyAnswer { changes, revision: revision.0 })
+    Ok(ApplyAnswer { changes, revision: revision.0, warnings: Vec::new(), places: Vec::new() })
 }
 
-fn changes(world: &World, manifest: &Manifest) -> Result<(Tx, Vec<String>), ApplyError> {
+/// What an apply does.
+struct Changes {
+    tx: Tx,
+    sentences: Vec<String>,
+    env: EnvRecord,
+    /// Containers that need a place: new ones, and those made anew.
+    unplaced: Vec<ContainerRecord>,
+}
+
+fn changes(world: &World, manifest: &Manifest) -> Result<Changes, ApplyError> {
     check::check(world, manifest)?;
     let mut tx = Tx::new();
     let mut changes = Vec::new();
@@ -68,14 +82,16 @@ fn changes(world: &World, manifest: &Manifest) -> Result<(Tx, Vec<String>), Appl
     let env = EnvRecord { manifest: manifest.clone(), slot, deleted: false };
     let mut allocator = Allocator::new(world, &env);
     let mut touched = 0;
+    let mut unplaced = Vec::new();
 
     let mut wanted = BTreeSet::new();
     for (layer_name, layer) in &manifest.layers {
         for number in 1..=layer.replicas {
             let name = ContainerName { env: manifest.name.clone(), layer: layer_name.clone(), number };
-            if let Some(change) = want(&mut tx, world, &env, &name, layer, &mut allocator)? {
+            if let Some((change, record)) = want(&mut tx, world, &env, &name, layer, &mut allocator)? {
                 changes.push(change);
                 touched += 1;
+                unplaced.extend(Some(record).filter(|record| record.host.is_none()));
             }
             wanted.insert(name);
         }
@@ -105,7 +121,7 @@ fn changes(world: &World, manifest: &Manifest) -> Result<(Tx, Vec<String>), Appl
         let message = format!("the environment {} was applied: {}", manifest.name, changes.join("; "));
         tx.event(EventKind::EnvApplied, About::env(&manifest.name), shortened(message));
     }
-    Ok((tx, changes))
+    Ok(Changes { tx, sentences: changes, env, unplaced })
 }
 
 /// One wanted container: made, changed in place, replaced, or left as it is (`None`).
@@ -116,7 +132,7 @@ fn want(
     name: &ContainerName,
     layer: &Layer,
     allocator: &mut Allocator,
-) -> Result<Option<String>, ApplyError> {
+) -> Result<Option<(String, ContainerRecord)>, ApplyError> {
     let Some(old) = world.containers.get(name) else {
         let keeps = Keeps { id_base: allocator.id_base()?, address: allocator.address(env)? };
         let record = ContainerRecord {
@@ -132,7 +148,7 @@ fn want(
             growth: None,
         };
         tx.put_container(None, &record);
-        return Ok(Some(format!("create {name}")));
+        return Ok(Some((format!("create {name}"), record)));
     };
     let keeps = Keeps { id_base: old.spec.id_base, address: old.spec.network.address };
     let spec = spec::spec(env, name.clone(), layer, keeps);
@@ -141,8 +157,9 @@ fn want(
         _ if old.removed => format!("create {name}"),
         Difference::Same => return Ok(None),
         Difference::Resources(what) => {
-            tx.put_container(Some(old), &old.resized(spec.resources, now_ms()));
-            return Ok(Some(format!("resize {name}: {what}")));
+            let record = old.resized(spec.resources, now_ms());
+            tx.put_container(Some(old), &record);
+            return Ok(Some((format!("resize {name}: {what}"), record)));
         }
         Difference::Replace(what) => format!("replace {name}: {what}"),
     };
@@ -153,7 +170,7 @@ fn want(
     record.start_count = 0;
     record.removed = false;
     tx.put_container(Some(old), &record);
-    Ok(Some(sentence))
+    Ok(Some((sentence, record)))
 }
 
 /// Removes one container. `true`: a host may still hold it, and its record stays until that host says otherwise.
@@ -203,6 +220,7 @@ fn layer_changes(old: &Manifest, new: &Manifest) -> Vec<String> {
             ("published ports", before.ports != layer.ports),
             ("names", before.aliases != layer.aliases),
             ("spread", before.spread != layer.spread),
+            ("rules of placement", before.rules != layer.rules),
             ("dependencies", before.depends_on != layer.depends_on),
         ];
         let changed: Vec<&str> = fields.into_iter().filter(|(_, differs)| *differs).map(|(what, _)| what).collect();

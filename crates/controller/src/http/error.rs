@@ -14,6 +14,7 @@ use crate::containers::ContainerError;
 use crate::hosts::HostError;
 use crate::links::AskError;
 use crate::moves::MoveError;
+use crate::plans::ExplainError;
 use crate::state::StateError;
 
 /// A refusal, or a failure of ours, as it is sent.
@@ -90,6 +91,8 @@ impl From<ApplyError> for ApiError {
         match error {
             ApplyError::State(error) => error.into(),
             ApplyError::NoSuchEnvironment { name } => Self::no_environment(&name),
+            error @ ApplyError::TooFewHosts { .. } => Self::from_chain(StatusCode::CONFLICT, &error)
+                .hint("add hosts first (`godwit host list` shows those there are), or loosen the rule"),
             ApplyError::PortTaken { .. } | ApplyError::Exhausted { .. } => {
                 Self::from_chain(StatusCode::CONFLICT, &error)
             }
@@ -103,6 +106,15 @@ impl From<ContainerError> for ApiError {
         match error {
             ContainerError::NoSuchContainer { name } => Self::no_container(&name),
             ContainerError::State(error) => error.into(),
+        }
+    }
+}
+
+impl From<ExplainError> for ApiError {
+    fn from(error: ExplainError) -> Self {
+        match error {
+            ExplainError::NoSuchContainer { name } => Self::no_container(&name),
+            error @ ExplainError::Fleet(_) => Self::from_chain(StatusCode::INTERNAL_SERVER_ERROR, &error),
         }
     }
 }
@@ -144,6 +156,7 @@ impl From<MoveError> for ApiError {
             error @ MoveError::Busy { .. } => {
                 Self::from_chain(StatusCode::CONFLICT, &error).hint("`godwit move list` shows it")
             }
+            error @ MoveError::Fleet(_) => Self::from_chain(StatusCode::INTERNAL_SERVER_ERROR, &error),
             error @ MoveError::TooLate { .. } => Self::from_chain(StatusCode::CONFLICT, &error),
         }
     }

@@ -4,10 +4,11 @@ use axum::Json;
 use axum::extract::State;
 use godwit_api::types::{
     ActivateRequest, ApplyAnswer, ApplyRequest, BalanceAnswer, BalanceChange, BalanceView, ContainerView,
-    EnvironmentView, EvacuateAnswer, EvacuateRequest, HostView, MigrateRequest, VersionView,
+    EnvironmentView, EvacuateAnswer, EvacuateRequest, HostView, MigrateRequest, MovePlan, PlacementView, VersionView,
 };
 use godwit_model::migration::Move;
 use godwit_model::{ContainerName, EnvName, HostName};
+use godwit_plan::{Advice, RecoveryPlan};
 use serde::Deserialize;
 
 use super::Api;
@@ -15,7 +16,7 @@ use super::error::ApiError;
 use super::extract::{Body, ContainerPath, EnvPath, HostPath, MovePath, Params};
 use super::views::{REMOVING, Sight};
 use crate::apply::{self, ApplyError};
-use crate::{balance, containers, hosts, moves};
+use crate::{balance, containers, hosts, moves, plans};
 
 type Answer<T> = Result<Json<T>, ApiError>;
 
@@ -93,7 +94,7 @@ pub async fn apply(
     if path != manifest.name {
         return Err(ApplyError::OtherName { path, manifest: manifest.name }.into());
     }
-    Ok(Json(apply::apply(&api.core.state, &manifest, dry_run).await?))
+    Ok(Json(apply::apply(&api.core, &manifest, dry_run).await?))
 }
 
 pub async fn delete_environment(State(api): State<Api>, EnvPath(name): EnvPath) -> Answer<ApplyAnswer> {
@@ -144,6 +145,26 @@ pub async fn migrate(
     Body(MigrateRequest { to, options }): Body<MigrateRequest>,
 ) -> Answer<Move> {
     Ok(Json(moves::request(&api.core, &name, to, options).await?))
+}
+
+pub async fn plan_move(
+    State(api): State<Api>,
+    ContainerPath(name): ContainerPath,
+    Body(MigrateRequest { to, options }): Body<MigrateRequest>,
+) -> Answer<MovePlan> {
+    Ok(Json(moves::would(&api.core, &name, to.as_ref(), &options).await?))
+}
+
+pub async fn placement(State(api): State<Api>, ContainerPath(name): ContainerPath) -> Answer<PlacementView> {
+    Ok(Json(plans::placement(&api.core, &name)?))
+}
+
+pub async fn plan_fail(State(api): State<Api>, HostPath(host): HostPath) -> Answer<RecoveryPlan> {
+    Ok(Json(plans::fail(&api.core, &host)?))
+}
+
+pub async fn plan_rebalance(State(api): State<Api>) -> Json<Advice> {
+    Json(plans::rebalance(&api.core))
 }
 
 pub async fn moves(State(api): State<Api>) -> Json<Vec<Move>> {

@@ -17,7 +17,7 @@ use godwit_model::{HostName, MoveId};
 use tokio::sync::{mpsc, watch};
 
 pub use check::of_container as why_unmovable;
-pub use request::{MoveError, cancel, request, request_for};
+pub use request::{MoveError, Part, cancel, request, request_for, would};
 
 use crate::core::{Core, locked};
 use crate::state::World;

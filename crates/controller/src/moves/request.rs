@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use godwit_api::link::{Reply, Request};
+use godwit_api::types::MovePlan;
 use godwit_model::container::Movable;
 use godwit_model::event::EventKind;
 use godwit_model::migration::{Cause, MIN_BANDWIDTH, Move, MoveOptions, Outcome, Phase, Progress};
 use godwit_model::{ContainerId, ContainerName, HostName, MoveId};
+use godwit_plan::{FleetError, Placement};
 use thiserror::Error;
 
-use super::{check, saga};
+use super::saga;
 use crate::core::Core;
 use crate::reconcile::{held, view};
 use crate::state::records::ContainerRecord;
@@ -31,6 +33,8 @@ pub enum MoveError {
     Busy { name: ContainerName },
     #[error("the move {id} cannot be taken back any more: it is over, or the destination owns the container")]
     TooLate { id: MoveId },
+    #[error("where it could go cannot be told")]
+    Fleet(#[from] FleetError),
     #[error(transparent)]
     State(#[from] StateError),
 }
@@ -43,37 +47,46 @@ pub async fn request(
     to: Option<HostName>,
     options: MoveOptions,
 ) -> Result<Move, MoveError> {
-    request_for(core, name, to, options, None).await
+    request_for(core, name, to, options, Part::default()).await
 }
 
-/// As [`request`]; `cause` says what it is good for where no person asked.
+/// What a move is part of, where no person asked for it alone.
+#[derive(Debug, Clone, Default)]
+pub struct Part<'a> {
+    /// What it is good for.
+    pub cause: Option<Cause>,
+    /// Others that go to the same host, because they must be near each other.
+    pub together: &'a [ContainerName],
+}
+
+impl Part<'_> {
+    pub fn of(cause: Cause) -> Self {
+        Self { cause: Some(cause), together: &[] }
+    }
+}
+
+/// As [`request`], for a part of something.
 pub async fn request_for(
     core: &Arc<Core>,
     name: &ContainerName,
     to: Option<HostName>,
     options: MoveOptions,
-    cause: Option<Cause>,
+    part: Part<'_>,
 ) -> Result<Move, MoveError> {
-    if let Some(rate) = options.bandwidth.filter(|rate| *rate < MIN_BANDWIDTH) {
-        let because = vec![format!("a bandwidth of {rate} is less than {MIN_BANDWIDTH}")];
-        return Err(MoveError::Refused { name: name.clone(), because });
-    }
+    check_options(name, &options)?;
     let id = MoveId::random();
     let seen = examine(core, name).await;
     core.moves.begin(&id);
     let decide = |world: &World| {
-        let old = world.containers.get(name).filter(|c| !c.removed);
-        let old = old.ok_or_else(|| MoveError::NoSuchContainer { name: name.clone() })?;
-        if world.open_moves().any(|m| m.container == old.spec.id) {
-            return Err(MoveError::Busy { name: name.clone() });
-        }
-        let (from, to) = decide_hosts(core, world, old, to.as_ref(), seen.as_ref(), cause.as_ref())?;
+        let old = resting(world, name)?;
+        let MovePlan { from, to: found, reasons, .. } =
+            decide_hosts(core, world, old, to.as_ref(), &part, seen.as_ref())?;
         let begun = Move {
             id: id.clone(),
             container: old.spec.id.clone(),
             name: name.clone(),
             from,
-            to,
+            to: found,
             generation: old.generation,
             options,
             requested_at_ms: now_ms(),
@@ -82,14 +95,15 @@ pub async fn request_for(
             outcome: Outcome::Moving,
             progress: Progress::default(),
             summary: None,
-            cause: cause.clone(),
+            cause: part.cause.clone(),
         };
         let mut tx = Tx::new();
         tx.put_move(None, &begun);
         tx.put_container(Some(old), &ContainerRecord { moving: Some(begun.id.clone()), ..old.value.clone() });
-        let message = format!("{name} is being moved from {} to {}{}", begun.from, begun.to, begun.why());
+        let why = if to.is_none() { format!(": {}", reasons.join("; ")) } else { String::new() };
+        let message = format!("{name} is being moved from {} to {}{}{why}", begun.from, begun.to, begun.why());
         tx.event(EventKind::MoveStarted, About::container(name, Some(&begun.to)), message);
-        Ok((tx, begun))
+        Ok::<_, MoveError>((tx, begun))
     };
     let begun = {
         let _alone = core.placing.lock().await;
@@ -101,6 +115,37 @@ pub async fn request_for(
     let (begun, _) = begun?;
     super::start_missing(core);
     Ok(begun)
+}
+
+/// Where the move would go that would be begun now; nothing changes.
+pub async fn would(
+    core: &Arc<Core>,
+    name: &ContainerName,
+    to: Option<&HostName>,
+    options: &MoveOptions,
+) -> Result<MovePlan, MoveError> {
+    check_options(name, options)?;
+    let seen = examine(core, name).await;
+    let world = core.state.world();
+    decide_hosts(core, &world, resting(&world, name)?, to, &Part::default(), seen.as_ref())
+}
+
+fn check_options(name: &ContainerName, options: &MoveOptions) -> Result<(), MoveError> {
+    if let Some(rate) = options.bandwidth.filter(|rate| *rate < MIN_BANDWIDTH) {
+        let because = vec![format!("a bandwidth of {rate} is less than {MIN_BANDWIDTH}")];
+        return Err(MoveError::Refused { name: name.clone(), because });
+    }
+    Ok(())
+}
+
+/// The container, if no move of it is under way.
+fn resting<'w>(world: &'w World, name: &ContainerName) -> Result<&'w Versioned<ContainerRecord>, MoveError> {
+    let old = world.containers.get(name).filter(|c| !c.removed);
+    let old = old.ok_or_else(|| MoveError::NoSuchContainer { name: name.clone() })?;
+    if world.open_moves().any(|m| m.container == old.spec.id) {
+        return Err(MoveError::Busy { name: name.clone() });
+    }
+    Ok(old)
 }
 
 /// What its host sees of the container at this moment: reports are up to two seconds old, and a person who has just
@@ -121,9 +166,9 @@ fn decide_hosts(
     world: &World,
     old: &Versioned<ContainerRecord>,
     to: Option<&HostName>,
+    part: &Part<'_>,
     seen: Option<&(ContainerId, Movable)>,
-    cause: Option<&Cause>,
-) -> Result<(HostName, HostName), MoveError> {
+) -> Result<MovePlan, MoveError> {
     let name = old.name();
     let refused = |because: Vec<String>| MoveError::Refused { name: name.clone(), because };
     let from = old.owner().ok_or_else(|| refused(vec!["it is on no host yet".to_owned()]))?;
@@ -131,40 +176,27 @@ fn decide_hosts(
     if !report.as_ref().is_some_and(|r| r.connected) {
         return Err(refused(vec![format!("its host {from} is not connected")]));
     }
-    let status = report.as_ref().and_then(|r| r.containers.get(&old.spec.id));
     let seen = seen.filter(|(id, _)| *id == old.spec.id).map(|(_, movable)| movable);
-    let mut because = check::of_container(status, seen);
-    let mut plan = view::plan_view(core, world);
-    held::count_in_view(core, world, held::Spared::of_move(name, cause), &mut plan);
-    let mut request = view::request(world, old);
-    // Its volumes come along.
-    request.only = None;
-    request.not = Some(from.clone());
-    let to = match to {
+    let mut fleet = view::fleet_but(core, world, held::Spared::of_move(name, part.cause.as_ref()));
+    fleet.set_container(view::member(core, world, old, seen));
+    let mover = fleet.mover(name, part.together)?;
+    let mut because = mover.stays();
+    let found = match to {
         Some(to) if !world.hosts.contains_key(to) => {
             let known = world.hosts.keys().map(HostName::as_str).collect::<Vec<_>>().join(", ");
             return Err(refused(vec![format!("there is no host {to}; the hosts are: {known}")]));
         }
-        Some(to) => {
-            if let Some(host) = plan.hosts.iter().find(|h| h.name == *to)
-                && let Err(reasons) = godwit_plan::check(host, &request)
-            {
-                because.extend(reasons.into_iter().map(|r| format!("{to}: {r}")));
-            }
-            to.clone()
-        }
-        None => match godwit_plan::place(&plan, &request) {
-            Ok(placement) => placement.host,
-            Err(refusal) => {
-                because.push(refusal.to_string());
-                return Err(refused(because));
-            }
-        },
+        Some(to) => mover.place_at(to)?.map_err(|against| {
+            because.extend(against.into_iter().map(|reason| format!("{to}: {reason}")));
+        }),
+        None => mover.place().map_err(|refusal| because.push(refusal.to_string())),
     };
-    if let (Some(ours), Some(theirs)) = (world.hosts.get(from), world.hosts.get(&to)) {
-        because.extend(check::of_hosts(&ours.facts, &theirs.facts));
+    match found {
+        Ok(Placement { host, score, reasons }) if because.is_empty() => {
+            Ok(MovePlan { container: name.clone(), from: from.clone(), to: host, score, reasons })
+        }
+        _ => Err(refused(because)),
     }
-    if because.is_empty() { Ok((from.clone(), to)) } else { Err(refused(because)) }
 }
 
 /// Takes a move back, if the destination does not own the container yet: it runs on where it was.

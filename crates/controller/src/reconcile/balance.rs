@@ -169,7 +169,7 @@ async fn begin(core: &Arc<Core>, advised: &Advised) -> Result<(), StateError> {
         Ok(()) => {
             let cause = Cause::Balance { reason: format!("{}: {}", purpose(advised), step.reasons.join("; ")) };
             let (to, options) = (Some(step.to.clone()), MoveOptions::default());
-            match moves::request_for(core, &step.container, to, options, Some(cause)).await {
+            match moves::request_for(core, &step.container, to, options, moves::Part::of(cause)).await {
                 Ok(_) => {
                     core.balancing.with(|kept| kept.begun += 1);
                     return begun(core, &step.container).await;

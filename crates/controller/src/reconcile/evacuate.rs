@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use super::held::Spared;
 use super::{Wake, view};
 use crate::core::{Core, locked};
-use crate::moves::{self, MoveError};
+use crate::moves::{self, MoveError, Part};
 use crate::state::records::{ContainerRecord, Evacuation, HostRecord};
 use crate::state::{About, StateError, Tx, World, now_ms};
 
@@ -130,7 +130,7 @@ async fn empty(core: &Arc<Core>, host: &HostName, evacuation: &Evacuation) -> Re
             Standing::MayBegin if !step.after.is_empty() || under_way >= parallel => lives = true,
             Standing::MayBegin => {
                 lives = true;
-                under_way += usize::from(begin(core, host, step).await?);
+                under_way += usize::from(begin(core, host, step, &together(&plan, step)).await?);
             }
         }
     }
@@ -188,13 +188,19 @@ fn standing(core: &Core, world: &World, host: &HostName, evacuation: &Evacuation
     if now_ms() < next { Standing::Waits } else { Standing::MayBegin }
 }
 
+/// What goes to the same host with this step, because one must be near the other.
+fn together(plan: &EvacuationPlan, step: &Step) -> Vec<ContainerName> {
+    let in_unit = |other: &&Step| step.unit.is_some() && other.unit == step.unit;
+    plan.steps.iter().filter(in_unit).map(|other| other.container.clone()).collect()
+}
+
 /// Begins a step; whether something is under way now.
-async fn begin(core: &Arc<Core>, host: &HostName, step: &Step) -> Result<bool, StateError> {
+async fn begin(core: &Arc<Core>, host: &HostName, step: &Step, together: &[ContainerName]) -> Result<bool, StateError> {
     if step.how == How::Restart {
         return restart_elsewhere(core, host, &step.container).await;
     }
-    let cause = Some(Cause::Evacuation { host: host.clone() });
-    match moves::request_for(core, &step.container, Some(step.to.clone()), MoveOptions::default(), cause).await {
+    let part = Part { cause: Some(Cause::Evacuation { host: host.clone() }), together };
+    match moves::request_for(core, &step.container, Some(step.to.clone()), MoveOptions::default(), part).await {
         Ok(_) => Ok(true),
         Err(MoveError::State(error)) => Err(error),
         // Somebody else moves it; what becomes of that is seen by a later pass.
@@ -272,8 +278,10 @@ async fn bring_back(core: &Arc<Core>, host: &HostName) -> Result<(), StateError>
         record.bring_back.iter().take(BACK_AT_ONCE.saturating_sub(under_way)).cloned().collect();
     for name in &next {
         let away = world.containers.get(name).is_some_and(|c| c.owner().is_some_and(|owner| owner != host));
-        let (to, cause) = (Some(host.clone()), Some(Cause::Return { host: host.clone() }));
-        if away && let Err(error) = moves::request_for(core, name, to, MoveOptions::default(), cause).await {
+        // What was there together comes back together.
+        let part = Part { cause: Some(Cause::Return { host: host.clone() }), together: &record.bring_back };
+        let to = Some(host.clone());
+        if away && let Err(error) = moves::request_for(core, name, to, MoveOptions::default(), part).await {
             let error = ErrorBody::from_chain(&error).one_line();
             tracing::info!(container = %name, %host, error, "not brought back");
         }

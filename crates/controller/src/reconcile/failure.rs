@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::held::Spared;
 use super::{Wake, view};
 use crate::core::Core;
-use crate::state::records::{ContainerRecord, HostRecord};
+use crate::state::records::{ContainerRecord, Growth, HostRecord};
 use crate::state::{About, StateError, Tx, World, now_ms};
 
 /// The longest time between two passes, in milliseconds: leases are looked at in each.
@@ -159,6 +159,8 @@ fn start_elsewhere(tx: &mut Tx, world: &World, lost: &HostName, start: &Start) {
         host: Some(start.to.clone()),
         generation: old.generation.next(),
         moving: None,
+        // What it is to have is asked for where it is now.
+        growth: old.growth.clone().map(|growth| Growth { host: None, ..growth }),
         volumes_on: (!old.spec.volumes.is_empty()).then(|| start.to.clone()),
         leaving: old.leaving.iter().filter(|l| l.host != *lost).cloned().collect(),
         ..old.value.clone()

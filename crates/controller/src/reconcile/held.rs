@@ -6,7 +6,7 @@
 use godwit_model::container::Resources;
 use godwit_model::migration::Cause;
 use godwit_model::{ContainerName, HostName};
-use godwit_plan::{Container, Fleet, Placed, View};
+use godwit_plan::{Container, Fleet};
 
 use crate::core::Core;
 use crate::state::World;
@@ -85,26 +85,6 @@ pub fn count(core: &Core, world: &World, spared: Spared<'_>, fleet: &mut Fleet) 
             && let Err(error) = fleet.claim(&held.container, &held.host)
         {
             tracing::error!(%error, "held room is missing in what plans see");
-        }
-    }
-}
-
-/// Counts what is held in a view.
-pub fn count_in_view(core: &Core, world: &World, spared: Spared<'_>, view: &mut View) {
-    for held in all(core, world, spared) {
-        let Some(record) = world.containers.get(&held.container) else { continue };
-        let resources = held.resources.unwrap_or(record.spec.resources);
-        let name = held.container.clone();
-        let (reserved_memory, reserved_cpu) = (resources.reserved_memory, resources.reserved_cpu);
-        let counted = Placed { name, reserved_memory, reserved_cpu };
-        for host in &mut view.hosts {
-            // One size for all places: see `count`.
-            match host.placed.iter_mut().find(|placed| placed.name == held.container) {
-                Some(placed) if held.resources.is_some() => *placed = counted.clone(),
-                Some(_) => {}
-                None if host.name == held.host => host.placed.push(counted.clone()),
-                None => {}
-            }
         }
     }
 }

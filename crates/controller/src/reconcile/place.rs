@@ -6,11 +6,12 @@ use godwit_model::container::{ContainerState, Health};
 use godwit_model::event::EventKind;
 use godwit_model::manifest::Dependency;
 use godwit_model::{ContainerName, HostName, LayerName};
+use godwit_plan::{Container, Fleet};
 
-use super::{held, view};
+use super::view;
 use crate::core::Core;
 use crate::state::records::{ContainerRecord, EnvRecord};
-use crate::state::{About, StateError, Tx, World};
+use crate::state::{About, Shared, StateError, Tx, World};
 
 /// The most containers placed in one transaction: with each of them goes an event, and the store bounds both.
 const MAX_AT_ONCE: usize = 40;
@@ -40,10 +41,14 @@ pub async fn pass(core: &Core) -> Result<(), StateError> {
 fn decide(core: &Core, world: &World) -> (Tx, Reasons) {
     let mut tx = Tx::new();
     let mut reasons = Reasons::new();
-    let mut plan = view::plan_view(core, world);
-    held::count_in_view(core, world, held::Spared::default(), &mut plan);
+    let mut waiting: Vec<_> = world.containers.values().filter(|c| c.host.is_none() && !c.removed && c.run).collect();
+    if waiting.is_empty() {
+        return (tx, reasons);
+    }
+    waiting.sort_by_cached_key(|c| view::turn(world, c.name()));
+    let mut fleet = view::fleet(core, world);
     let mut placed = 0;
-    for container in world.containers.values().filter(|c| c.host.is_none() && !c.removed && c.run) {
+    for container in waiting {
         if placed == MAX_AT_ONCE {
             break;
         }
@@ -52,16 +57,21 @@ fn decide(core: &Core, world: &World) -> (Tx, Reasons) {
             reasons.insert(name.clone(), reason);
             continue;
         }
-        match godwit_plan::place(&plan, &view::request(world, container)) {
-            Ok(placement) => {
-                let host = placement.host;
-                if let Some(view) = plan.hosts.iter_mut().find(|h| h.name == host) {
-                    view.placed.push(view::placed(container));
+        let member = view::member(core, world, container, None);
+        let place = match missed(world, &fleet, &member) {
+            Some(found) => Ok(found),
+            None => fleet.place(&member).map(|placement| (placement.host, placement.reasons)),
+        };
+        match place {
+            Ok((host, why)) => {
+                if let Err(error) = fleet.put(name, &host) {
+                    // The fleet was made of this world, so it has both.
+                    tracing::error!(%error, "a container is missing in what placement sees");
                 }
                 let volumes_on = (!container.spec.volumes.is_empty()).then(|| host.clone());
                 let record = ContainerRecord { host: Some(host.clone()), volumes_on, ..container.value.clone() };
                 tx.put_container(Some(container), &record);
-                let message = format!("{name} goes to {host}: {}", placement.reasons.join("; "));
+                let message = format!("{name} goes to {host}: {}", why.join("; "));
                 tx.event(EventKind::ContainerPlaced, About::container(name, Some(&host)), message);
                 placed += 1;
             }
@@ -71,6 +81,20 @@ fn decide(core: &Core, world: &World) -> (Tx, Reasons) {
         }
     }
     (tx, reasons)
+}
+
+/// The host, if it may be there, of a container that must be near one like this and has none: what is made anew comes
+/// back to those that stayed.
+fn missed(world: &World, fleet: &Fleet, member: &Container) -> Option<(HostName, Vec<String>)> {
+    let layer = &member.name.layer;
+    let of_env = || world.containers_of(&member.name.env).filter(|c| c.owner().is_some());
+    let near = |c: &&Shared<ContainerRecord>| fleet.container(c.name()).is_some_and(|c| c.near.contains(layer));
+    of_env().filter(near).find_map(|waits| {
+        let host = waits.owner()?;
+        let has_one = of_env().any(|c| c.name().layer == *layer && c.owner() == Some(host));
+        let free = !has_one && fleet.check(member, host).is_ok();
+        free.then(|| (host.clone(), vec![format!("{} is there and must be near it", waits.name())]))
+    })
 }
 
 /// Why this container is not placed yet, whatever room there is.

@@ -262,7 +262,7 @@ async fn begin(core: &Arc<Core>, grower: &ContainerName, step: &Step) -> Result<
         Err(because) => because,
         Ok(()) => {
             let (to, options) = (Some(step.to.clone()), MoveOptions::default());
-            match moves::request_for(core, &step.container, to, options, Some(cause)).await {
+            match moves::request_for(core, &step.container, to, options, moves::Part::of(cause)).await {
                 // Somebody else moves it; what becomes of that is seen by a later pass.
                 Ok(_) | Err(MoveError::Busy { .. }) => return Ok(()),
                 Err(MoveError::State(error)) => return Err(error),

@@ -38,31 +38,39 @@ pub struct Agent {
 
 /// A new host, linked.
 pub async fn agent(controller: &Controller, name: &str) -> Agent {
+    agent_as(controller, name, |_| {}).await
+}
+
+/// A new host that is otherwise than the others.
+pub async fn agent_as(controller: &Controller, name: &str, change: impl FnOnce(&mut HostFacts)) -> Agent {
+    let mut facts = facts(HostName::new(name).unwrap());
+    change(&mut facts);
     let identity = Arc::new(controller.join(name).await);
-    link(controller, name, identity).await
+    link(controller, facts, identity).await
 }
 
 /// The same host links to a controller that was restarted.
 pub async fn again(controller: &Controller, agent: Agent) -> Agent {
     let (name, identity) = (agent.name.clone(), Arc::clone(&agent.identity));
     agent.die().await;
-    link(controller, name.as_str(), identity).await
+    link(controller, facts(name), identity).await
 }
 
-async fn link(controller: &Controller, name: &str, identity: Arc<Identity>) -> Agent {
+async fn link(controller: &Controller, facts: HostFacts, identity: Arc<Identity>) -> Agent {
+    let name = facts.name.clone();
     let socket = dial(controller, Some(&identity), "/v1/agent/link").await.unwrap();
     let (ask, asked) = mpsc::channel(64);
     let (voice, said) = mpsc::channel(1024);
     let busy = Busy::default();
-    let task = tokio::spawn(live(HostName::new(name).unwrap(), socket, ask, said, Arc::clone(&busy)));
+    let task = tokio::spawn(live(facts, socket, ask, said, Arc::clone(&busy)));
     let client = controller.client();
     let linked = async {
-        while !client.hosts().await.unwrap().iter().any(|h| h.name.as_str() == name && h.connected) {
+        while !client.hosts().await.unwrap().iter().any(|h| h.name == name && h.connected) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
     within(linked).await;
-    Agent { name: HostName::new(name).unwrap(), identity, asked, busy, voice, task }
+    Agent { name, identity, asked, busy, voice, task }
 }
 
 impl Agent {
@@ -101,13 +109,13 @@ pub async fn dial(controller: &Controller, identity: Option<&Identity>, path: &s
 }
 
 async fn live(
-    host: HostName,
+    facts: HostFacts,
     mut socket: Socket,
     ask: mpsc::Sender<Request>,
     mut said: mpsc::Receiver<FromAgent>,
     busy: Busy,
 ) {
-    say(&mut socket, &FromAgent::Hello { protocol: PROTOCOL, facts: Box::new(facts(host)) }).await;
+    say(&mut socket, &FromAgent::Hello { protocol: PROTOCOL, facts: Box::new(facts) }).await;
     let mut beat = tokio::time::interval(Duration::from_millis(HEARTBEAT_MS / 2));
     let mut desired = Desired::default();
     let began = Instant::now();
@@ -186,6 +194,7 @@ fn facts(name: HostName) -> HostFacts {
         tunnel_address: [127, 0, 0, 1].into(),
         migration_address: ([127, 0, 0, 1], 7718).into(),
         certificate_sha256: String::new(),
+        labels: Default::default(),
         written_pages: godwit_model::host::WrittenPages::Tracked { by: Default::default() },
     }
 }

@@ -7,6 +7,8 @@ mod balance;
 mod controller;
 mod people;
 mod phases;
+mod plans;
 mod room;
+mod rules;
 mod sessions;
 mod watch;

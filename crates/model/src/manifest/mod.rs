@@ -17,10 +17,12 @@ mod node;
 mod ports;
 mod process;
 mod resources;
+mod rules;
 mod service;
 mod text;
 
 pub use error::{MAX_ERRORS, ManifestError, ManifestErrors};
+pub use rules::{Contradiction, Rules, contradictions};
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -67,6 +69,8 @@ pub struct Layer {
     /// Further names that lead to the layer inside its network.
     pub aliases: Vec<String>,
     pub spread: Spread,
+    #[serde(default)]
+    pub rules: Rules,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, Default)]
@@ -186,13 +190,23 @@ fn document(root: &Field<'_>, default_name: Option<&str>) -> Option<Manifest> {
         services.extend(layer_name.zip(service));
     }
     check::all(&services, &volumes, &network);
-    let mut layers = BTreeMap::new();
+    let (mut layers, mut places) = (BTreeMap::new(), BTreeMap::new());
     for (name, mut service) in services {
         for (on, condition, _) in service.depends_on {
             // A name that is none was reported, as there is no such service.
             service.layer.depends_on.extend(LayerName::new(on).ok().map(|on| (on, condition)));
         }
+        places.insert(name.clone(), (service.field, service.rules));
         layers.insert(name, service.layer);
+    }
+    for wrong in contradictions(&layers) {
+        let Some((service, rules)) = places.get(&wrong.layer) else { continue };
+        let rule = rules.iter().find(|(key, item, _)| (*key, item) == (wrong.key, &wrong.item));
+        let field = rule.map_or(service, |(_, _, field)| field);
+        match wrong.hint {
+            Some(hint) => field.error_hint::<()>(wrong.message, hint),
+            None => field.error(wrong.message),
+        };
     }
     Some(Manifest { name: name?, layers })
 }

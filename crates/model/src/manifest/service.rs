@@ -2,7 +2,7 @@
 
 use super::field::{Field, Known, Unsupported};
 use super::mounts::{Mount, mounts};
-use super::{Dependency, Layer, PublishedPort, Spread, ports, process, resources};
+use super::{Dependency, Layer, PublishedPort, Spread, ports, process, resources, rules};
 use crate::container::RestartPolicy;
 use crate::ids::LayerName;
 
@@ -39,6 +39,9 @@ const KEYS: [&str; 28] = [
     "security_opt",
     "x-godwit",
 ];
+
+const EXTENSION_KEYS: [&str; 8] =
+    ["cloudlets", "spread", "max-per-host", "apart", "near", "require", "importance", "volumes-may-be-lost"];
 
 /// What Compose has and containers here do not.
 const UNSUPPORTED: [Unsupported; 34] = [
@@ -90,6 +93,7 @@ pub(super) struct Service<'a> {
     pub depends_on: Vec<(String, Dependency, Field<'a>)>,
     pub networks: Vec<(String, Field<'a>)>,
     pub aliases: Vec<(LayerName, Field<'a>)>,
+    pub rules: rules::Places<'a>,
 }
 
 /// Reads a service. What could not be read has a default value then, and an error was reported.
@@ -107,7 +111,8 @@ pub(super) fn service<'a>(field: &Field<'a>, default_spread: Spread) -> Option<S
         ),
     };
     let deploy = known.get("deploy").and_then(deploy);
-    let extension = known.get("x-godwit").and_then(|field| field.known(&["cloudlets", "spread"], &[]));
+    let extension = known.get("x-godwit").and_then(|field| field.known(&EXTENSION_KEYS, &[]));
+    let (rules, rule_places) = extension.as_ref().map(rules::rules).unwrap_or_default();
     let mut volumes = Vec::new();
     let (mut volume_mounts, mut tmpfs, mut host_paths) = (Vec::new(), Vec::new(), Vec::new());
     for (mount, field) in mounts(known.get("volumes"), known.get("tmpfs")) {
@@ -150,8 +155,18 @@ pub(super) fn service<'a>(field: &Field<'a>, default_spread: Spread) -> Option<S
         open_files: known.get("ulimits").and_then(process::open_files),
         aliases: aliases.iter().map(|(name, _)| name.to_string()).collect(),
         spread: extension.and_then(|x| x.get("spread").and_then(spread)).unwrap_or(default_spread),
+        rules,
     };
-    Some(Service { field: field.clone(), layer, ports: published, volumes, depends_on, networks, aliases })
+    Some(Service {
+        field: field.clone(),
+        layer,
+        ports: published,
+        volumes,
+        depends_on,
+        networks,
+        aliases,
+        rules: rule_places,
+    })
 }
 
 /// Keys that some files carry with the value that holds here anyway.
@@ -187,7 +202,7 @@ fn image_name(field: &Field<'_>) -> Option<String> {
 fn deploy<'a>(field: &Field<'a>) -> Option<Known<'a>> {
     let unsupported = [
         ("restart_policy", "use restart"),
-        ("placement", "use x-godwit: {spread: strict}"),
+        ("placement", "use x-godwit: {spread: strict}, max-per-host or require: {LABEL: VALUE}"),
         ("labels", "use labels of the service"),
         ("endpoint_mode", "remove it; the name of a service is answered with all its containers in turn"),
         ("update_config", "remove it"),

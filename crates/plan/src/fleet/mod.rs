@@ -22,7 +22,7 @@ use thiserror::Error;
 
 pub use host::{CPU_OVERCOMMIT, Container, DEFAULT_LINK, Host, ZONE_LABEL};
 pub(crate) use index::{Index, Key};
-pub use machine::Machine;
+pub use machine::{Machine, NO_CRIU};
 pub(crate) use tables::{Count, LooseTies, Tables, Ties, is_spread, lower, raise};
 
 macro_rules! number {

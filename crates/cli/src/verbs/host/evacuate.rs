@@ -23,10 +23,9 @@ const AWAY_TIMEOUT_MS: u64 = 60_000;
 /// Time between two attempts to reach it again, in milliseconds.
 const RETRY_INTERVAL_MS: u64 = 500;
 
+/// How a host is to be emptied.
 #[derive(Debug, Args)]
-pub struct EvacuateArgs {
-    /// As `godwit host list` shows it
-    host: HostName,
+pub struct HowArgs {
     /// Only to these hosts, for example h2,h3; without it to any
     #[arg(long, value_name = "HOSTS", value_delimiter = ',')]
     to: Vec<HostName>,
@@ -39,6 +38,25 @@ pub struct EvacuateArgs {
     /// Stop what cannot move live, if it has no volumes, and start it elsewhere
     #[arg(long)]
     allow_restart: bool,
+}
+
+impl From<HowArgs> for EvacuateOptions {
+    fn from(args: HowArgs) -> Self {
+        Self {
+            to: args.to,
+            parallel: args.parallel,
+            allow_restart: args.allow_restart,
+            deadline_ms: args.deadline.map(|d| d.as_millis() as u64),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct EvacuateArgs {
+    /// As `godwit host list` shows it
+    host: HostName,
+    #[command(flatten)]
+    how: HowArgs,
     /// Say how it would go, change nothing
     #[arg(long)]
     dry_run: bool,
@@ -48,12 +66,7 @@ pub struct EvacuateArgs {
 }
 
 pub async fn run(client: &Client, printer: &Printer, args: EvacuateArgs) -> Result<u8> {
-    let options = EvacuateOptions {
-        to: args.to,
-        parallel: args.parallel,
-        allow_restart: args.allow_restart,
-        deadline_ms: args.deadline.map(|d| d.as_millis() as u64),
-    };
+    let options = args.how.into();
     let answer = client.evacuate(&args.host, &EvacuateRequest { options, dry_run: args.dry_run }).await?;
     let plan = answer.plan;
     if args.dry_run {

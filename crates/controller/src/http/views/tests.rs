@@ -110,6 +110,7 @@ fn facts(name: &str) -> HostFacts {
         tunnel_address: [10, 0, 0, 1].into(),
         migration_address: ([10, 0, 0, 1], 7718).into(),
         certificate_sha256: String::new(),
+        labels: Default::default(),
         written_pages: godwit_model::host::WrittenPages::Tracked { by: Default::default() },
     }
 }
