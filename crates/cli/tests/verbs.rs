@@ -82,7 +82,7 @@ fn json_is_the_api_s_own() {
     assert_eq!(explained["moves"][0]["summary"]["downtime_ms"], 87.26);
     assert_eq!(explained["events"][0]["message"], "on h1");
     assert_eq!(json(&["balance", "show"])["advice"]["moves"][1]["step"]["after"], serde_json::json!([0]));
-    assert_eq!(json(&["balance", "off", "--threshold", "80%"])["policy"]["cpu_threshold_permille"], 800);
+    assert_eq!(json(&["balance", "off", "--threshold", "80%", "--quiet"])["policy"]["cpu_threshold_permille"], 800);
     assert_eq!(json(&["balance", "now", "--detach"])["moves"][0]["gain"], 1);
     assert_eq!(explained["placement"]["hosts"]["fitting"][0]["score"]["of_layer"], 1);
     assert_eq!(json(&["migrate", "shop/db-1", "--dry-run"])["to"], "h2");

@@ -119,3 +119,34 @@ fn what_has_no_other_place_stays_and_the_rest_goes() {
     client.finish();
     world.down();
 }
+
+/// What cannot move live stays, unless whoever empties the host allows it to be started anew elsewhere.
+#[test]
+fn what_cannot_move_is_started_anew_only_if_that_is_allowed() {
+    let Some(world) = World::up("restarted", 2, &["--link", "10gbit"]) else { return };
+    world.apply(
+        r#"
+name: e
+services:
+  y:
+    image: oci:${IMAGES}/busybox:latest
+    command: [sh, -c, "sleep 100000"]
+    volumes: ["/etc/hostname:/of-the-host:ro"]
+"#,
+    );
+    let was = world.wait_running("e/y-1");
+    let host = was["host"].as_str().unwrap().to_owned();
+    let said = world.refused(1, &["host", "evacuate", &host]);
+    assert!(said.contains("is not empty: e/y-1"), "{said}");
+    let is = world.wait_running("e/y-1");
+    assert_eq!((&is["host"], &is["status"]["pid"]), (&was["host"], &was["status"]["pid"]), "it was left alone");
+
+    let planned = world.json(&["host", "evacuate", &host, "--allow-restart", "--dry-run"]);
+    assert_eq!(planned["steps"][0]["how"], "restart", "{planned:#}");
+    let ended = world.json(&["host", "evacuate", &host, "--allow-restart"]);
+    assert_eq!(ended["state"], "evacuated", "{ended:#}");
+    let is = world.wait_running("e/y-1");
+    assert_ne!(is["host"], was["host"]);
+    assert_ne!(is["status"]["pid"], was["status"]["pid"]);
+    world.down();
+}

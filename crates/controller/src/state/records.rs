@@ -160,9 +160,10 @@ impl ContainerRecord {
         let has = &self.spec.resources;
         let more = resources.reserved_memory > has.reserved_memory || resources.reserved_cpu > has.reserved_cpu;
         let mut record = self.clone();
-        record.growth =
-            (more && self.owner().is_some()).then(|| Growth { resources, requested_at_ms: now_ms, host: None });
-        if record.growth.is_none() {
+        if more && self.owner().is_some() {
+            record.growth = Some(Growth { resources, requested_at_ms: now_ms, host: None });
+        } else {
+            record.growth = None;
             record.spec.resources = resources;
         }
         record

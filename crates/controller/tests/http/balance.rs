@@ -65,9 +65,6 @@ async fn automatic_fills_a_new_host_with_no_move_too_many() {
     let change = BalanceChange { rest_ms: Some(0), at_once: Some(2), ..mode(BalanceMode::Automatic) };
     assert!(client.change_balance(&change).await.unwrap().advice.moves.is_empty());
     let mut h3 = agent(&controller, "h3").await;
-    // While they are on their way nothing more is advised, though h1 and h2 still have everything.
-    let view = wait_for(&client, |view| view.under_way == 2).await;
-    assert!(view.advice.moves.is_empty(), "{view:?}");
     let_moves_succeed(&mut [&mut h1, &mut h2, &mut h3]);
     let done = event(&client, 0, EventKind::BalanceDone).await;
     assert_eq!(done.message, "2 moves were made for balance; nothing more would make the fleet better");
@@ -151,6 +148,31 @@ async fn a_policy_is_kept_and_a_wrong_one_changes_nothing() {
     controller.stop().await;
     let controller = start(dir.path()).await;
     assert_eq!(controller.client().balance().await.unwrap(), changed);
+    controller.stop().await;
+}
+
+/// What is under way counts as done: else h1 would look full until its containers are gone, and would give too many.
+#[tokio::test]
+async fn a_full_host_gives_half_to_an_empty_one_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let controller = start(dir.path()).await;
+    let client = controller.client();
+    let mut h1 = agent(&controller, "h1").await;
+    for env in ["a", "b", "c", "d"] {
+        crate::room::apply(&client, env, 2).await;
+        until(&controller, &format!("{env}/x-1"), "running").await;
+    }
+    let change = BalanceChange { rest_ms: Some(0), at_once: Some(3), ..mode(BalanceMode::Automatic) };
+    client.change_balance(&change).await.unwrap();
+    let mut h2 = agent(&controller, "h2").await;
+    let view = wait_for(&client, |view| view.under_way == 2).await;
+    assert!(view.advice.moves.is_empty(), "{view:?}");
+    let_moves_succeed(&mut [&mut h1, &mut h2]);
+    let done = event(&client, 0, EventKind::BalanceDone).await;
+    assert_eq!(done.message, "2 moves were made for balance; nothing more would make the fleet better");
+    assert_eq!((on(&client, "h1").await, on(&client, "h2").await), (2, 2));
+    let moves = client.moves().await.unwrap();
+    assert!(moves.len() == 2 && moves[0].why().starts_with(": balance: level: h1 is full to 1000‰"), "{moves:?}");
     controller.stop().await;
 }
 

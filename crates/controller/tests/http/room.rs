@@ -14,7 +14,7 @@ use crate::controller::{Controller, start, within};
 const GIB: u64 = 1 << 30;
 
 /// An environment with one container that reserves so much memory, in GiB.
-async fn apply(client: &Client, name: &str, gib: u64) {
+pub async fn apply(client: &Client, name: &str, gib: u64) {
     let service = format!("{{image: 'oci:/srv/x', deploy: {{resources: {{reservations: {{memory: {gib}g}}}}}}}}");
     let text = format!("name: {name}\nservices:\n  x: {service}\n");
     let manifest = parse("compose.yaml", &text, None, &BTreeMap::new()).unwrap();
