@@ -11,6 +11,7 @@ mod many;
 mod movable;
 mod moves;
 mod postcopy;
+mod rules;
 mod sending;
 mod site;
 mod table;
