@@ -92,6 +92,24 @@ fn companions_move_together_or_not() {
     assert_eq!(world.fleet().check_move(&db, &to), Ok(()));
 }
 
+/// Its own host is judged without it: a full host keeps what fills it, and so does one that takes nothing more.
+#[test]
+fn a_place_is_judged_as_if_it_were_empty() {
+    let mut world = World::new([host(1, 100), host(2, 512)]).with(1, strict("s/db-1", 100));
+    world.hosts.get_mut(&host_name(1)).unwrap().state = HostState::Cordoned;
+    let fleet = world.fleet();
+    let here = fleet.mover(&name("s/db-1"), &[]).unwrap().here().unwrap();
+    assert_eq!((here.broken, here.score.of_layer, here.score.load_tenths), (vec![], 0, 0));
+    // What has come to break a rule is told.
+    let c = world.containers.get_mut(&name("s/db-1")).unwrap();
+    c.apart.insert("disks".into());
+    c.reserved_memory = Bytes::mib(200);
+    world.add(&host_name(1), Container { apart: ["disks".to_owned()].into(), ..container("s/log-1", 1) });
+    let fleet = world.fleet();
+    let broken = fleet.mover(&name("s/db-1"), &[]).unwrap().here().unwrap().broken;
+    assert!(broken.len() == 2 && broken[0].contains("99.0 MiB is free") && broken[1].contains("disks"), "{broken:?}");
+}
+
 fn spreads() -> impl Strategy<Value = Spread> {
     prop_oneof![Just(Spread::Strict), Just(Spread::Preferred), Just(Spread::None)]
 }

@@ -14,6 +14,7 @@ mod movable;
 mod moves;
 mod postcopy;
 mod room;
+mod rules;
 mod scenario;
 mod sending;
 mod site;

@@ -128,6 +128,7 @@ async fn empty(core: &Arc<Core>, host: &HostName, evacuation: &Evacuation) -> Re
             }
             Standing::Waits => lives = true,
             Standing::MayBegin if !step.after.is_empty() || under_way >= parallel => lives = true,
+            Standing::MayBegin if companion_moves(&world, &step.container) => lives = true,
             Standing::MayBegin => {
                 lives = true;
                 under_way += usize::from(begin(core, host, step, &together(&plan, step)).await?);
@@ -186,6 +187,15 @@ fn standing(core: &Core, world: &World, host: &HostName, evacuation: &Evacuation
     }
     let next = last.max(refused.at_ms) + (AGAIN_MS << (tries - 1));
     if now_ms() < next { Standing::Waits } else { Standing::MayBegin }
+}
+
+/// Whether what it must be near is on its way: then it follows when that has arrived, and stays if that stays.
+fn companion_moves(world: &World, name: &ContainerName) -> bool {
+    let layer = world.envs.get(&name.env).and_then(|env| env.manifest.layers.get(&name.layer));
+    let near = |other: &ContainerName| {
+        other.env == name.env && layer.is_some_and(|layer| layer.rules.near.contains(&other.layer))
+    };
+    world.open_moves().any(|m| m.outcome == Outcome::Moving && near(&m.name))
 }
 
 /// What goes to the same host with this step, because one must be near the other.
