@@ -70,6 +70,11 @@ fn first(core: &Core, world: &World) -> Option<String> {
     Some(format!("{} is being moved{}", other.name, other.why()))
 }
 
+/// What would be advised if nothing more important went on.
+pub fn preview(core: &Core, world: &World) -> Advice {
+    rebalance(&fleet(core, world), &record(world).policy, now_ms())
+}
+
 /// The fleet with what is measured, and as if every move that is under way had ended well: else a host from which
 /// something is on its way would look as full as before, and more would be taken from it than is good.
 fn fleet(core: &Core, world: &World) -> Fleet {

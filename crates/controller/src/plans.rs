@@ -2,13 +2,14 @@
 
 use godwit_api::types::PlacementView;
 use godwit_model::{ContainerName, HostName};
-use godwit_plan::{Advice, FleetError, Policy, RecoveryPlan};
+use godwit_plan::{Advice, FleetError, RecoveryPlan};
 use thiserror::Error;
 
+use crate::balance;
 use crate::core::Core;
 use crate::hosts::{HostError, host};
+use crate::reconcile::held::Spared;
 use crate::reconcile::view;
-use crate::state::now_ms;
 
 /// Why a container's place cannot be explained.
 #[derive(Debug, Error)]
@@ -38,10 +39,10 @@ pub fn placement(core: &Core, name: &ContainerName) -> Result<PlacementView, Exp
 pub fn fail(core: &Core, name: &HostName) -> Result<RecoveryPlan, HostError> {
     let world = core.state.world();
     host(&world, name)?;
-    Ok(godwit_plan::recover(&view::fleet(core, &world), name)?)
+    Ok(godwit_plan::recover(&view::fleet_but(core, &world, Spared::of_evacuation(name)), name)?)
 }
 
-/// Moves that would make the fleet better.
+/// Moves that would make the fleet better by the policy of balancing, whatever keeps it from making them now.
 pub fn rebalance(core: &Core) -> Advice {
-    godwit_plan::rebalance(&view::fleet(core, &core.state.world()), &Policy::default(), now_ms())
+    balance::preview(core, &core.state.world())
 }
