@@ -49,7 +49,7 @@ pub enum Output {
 
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Hosts: list, show, evacuate, cordon, activate
+    /// Hosts: list, show, evacuate, cordon, activate, declare-dead
     #[command(subcommand)]
     Host(verbs::host::HostVerb),
     /// Environments: apply, list, show, delete
