@@ -108,6 +108,22 @@ pub async fn answer(
     Ok(grant.map(|grant| Grant { revision: sent, ..grant }))
 }
 
+/// A host asks for no lease: it would not stop at its end, so it is never called lost. It may have had one before, with
+/// another version of its agent.
+pub async fn none(core: &Core, host: &HostName) -> Result<(), StateError> {
+    if core.state.world().hosts.get(host).is_none_or(|record| record.lease.is_none()) {
+        return Ok(());
+    }
+    let decide = |world: &World| {
+        let mut tx = Tx::new();
+        if let Some(old) = world.hosts.get(host).filter(|record| record.lease.is_some()) {
+            tx.put_host(Some(old), &HostRecord { lease: None, ..old.value.clone() });
+        }
+        Ok((tx, ()))
+    };
+    core.state.transact(decide).await.map(|_| ())
+}
+
 /// What a host may hold after this beat. It is offered others only when it is known to hold what it was offered before.
 fn terms(world: &World, record: &HostRecord, beat: &Beat, recovery: bool) -> LeaseTerms {
     let held = beat.witnesses.clone();

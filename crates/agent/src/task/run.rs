@@ -1,6 +1,8 @@
 //! The life of one container on this host: start, watch, restart, give away, unmake.
 
+mod ending;
 mod lease;
+mod looking;
 mod moving;
 
 use std::sync::Arc;
@@ -12,11 +14,12 @@ use godwit_api::types::ErrorBody;
 use godwit_container::keeper::protocol::{Event, Reply, Request};
 use godwit_container::keeper::state::Exit;
 use godwit_container::{LaunchSpec, keeper::state as keeper_state};
-use godwit_model::container::{ContainerState, ExitStatus, Health, Movable, RestartPolicy};
+use godwit_model::container::{ContainerState, Health};
 use godwit_model::event::EventKind;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use self::ending::exit_status;
 use super::health::HealthLoop;
 use super::make::{self, Live, chain, volumes_dir};
 use super::record::Record;
@@ -372,120 +375,6 @@ impl Task {
         }
     }
 
-    async fn hear(&mut self, event: Option<Event>) {
-        match event {
-            Some(Event::Exited(exit)) => {
-                let given_away = self.given_away("the container ended while it was being moved").await;
-                self.settle().await;
-                self.ended(exit, given_away);
-            }
-            Some(_) => {}
-            // The keeper is gone, and the container with it.
-            None => {
-                let given_away = self.given_away("the container's keeper ended while it was being moved").await;
-                let exit = keeper_state::read_exit(&self.shared.dir).ok().flatten();
-                self.settle().await;
-                let killed = Exit {
-                    code: None,
-                    signal: Some(nix::libc::SIGKILL),
-                    oom_killed: false,
-                    finished_at_unix_ms: now_ms(),
-                };
-                self.ended(exit.unwrap_or(killed), given_away);
-            }
-        }
-    }
-
-    /// Whether all of a container that has ended may be on another host; a move that has not come so far fails.
-    async fn given_away(&mut self, why: &'static str) -> bool {
-        match &mut self.outgoing {
-            Some(outgoing) => outgoing.container_ended(why).await,
-            None => false,
-        }
-    }
-
-    /// It goes on elsewhere, if the store says so: here it starts again only when the store says that it does not.
-    fn ended(&mut self, exit: Exit, given_away: bool) {
-        if given_away {
-            self.ended = Some(exit);
-            let message = "it ended after it was given away, and waits for the controller's word on its move";
-            self.set_state(ContainerState::Stopped, Some(message.to_owned()));
-            return;
-        }
-        if self.outgoing.take().is_some() {
-            self.record.outgoing = None;
-            *locked(&self.shared.outgoing) = None;
-            self.save_record();
-        }
-        self.exited(exit);
-    }
-
-    fn exited(&mut self, exit: Exit) {
-        let status = exit_status(&exit);
-        let code = status.code;
-        let how = match exit.signal {
-            Some(signal) => format!("ended by signal {signal}"),
-            None => format!("ended with exit code {code}"),
-        };
-        if exit.oom_killed {
-            let limit = self.assignment.spec.resources.memory.map_or("the host's memory".to_owned(), |m| m.to_string());
-            self.event(EventKind::ContainerOutOfMemory, format!("a process was killed at the memory limit ({limit})"));
-        }
-        self.event(EventKind::ContainerExited, how.clone());
-        locked(&self.shared.status).exit = Some(status);
-        let retries = self.record.restarts;
-        let again = self.assignment.run
-            && match self.assignment.spec.restart {
-                RestartPolicy::No => false,
-                RestartPolicy::OnFailure { max_retries } => code != 0 && max_retries.is_none_or(|max| retries < max),
-                RestartPolicy::Always | RestartPolicy::UnlessStopped => true,
-            };
-        if again {
-            self.record.restarts += 1;
-            self.save_record();
-            self.schedule_restart();
-            self.set_state(ContainerState::Restarting, Some(how));
-        } else {
-            self.set_state(ContainerState::Stopped, Some(how));
-        }
-    }
-
-    fn judge(&mut self, (health, why): (Health, String)) {
-        let before = locked(&self.shared.status).health.replace(health);
-        if before != Some(health) {
-            self.event(EventKind::HealthChanged, why);
-            self.host.changed.notify_one();
-        }
-    }
-
-    /// Whether the container can be moved as it is; where looking is expensive, as it was a while ago unless `now`.
-    fn movable(&mut self, now: bool) -> Movable {
-        let Some(live) = &self.live else { return Movable::default() };
-        let sessions = self.shared.exec_sessions();
-        let mut because = movable::by_specification(&self.assignment.spec, self.host.criu.is_some(), sessions);
-        // A move looks into its processes itself.
-        if self.outgoing.is_none()
-            && let Ok(pids) = live.cgroup.pids()
-        {
-            // Programs may have very many files open.
-            because.extend(tokio::task::block_in_place(|| self.looker.look(live.pid, &pids, now)));
-        }
-        Movable { because }
-    }
-
-    /// Usage and movability, for the next status.
-    fn measure(&mut self, now: bool) {
-        let movable = self.movable(now);
-        let Some(live) = &self.live else { return };
-        let mut status = locked(&self.shared.status);
-        if let Ok(usage) = live.cgroup.usage() {
-            status.memory = Some(godwit_model::Bytes(usage.memory_bytes));
-            status.working_set = Some(godwit_model::Bytes(usage.working_set_bytes));
-            status.cpu_usec = Some(usage.cpu_usec);
-        }
-        status.movable = movable;
-    }
-
     /// Everything of the container goes; true when the task has nothing left to do.
     async fn unassign(&mut self, keep_volumes: bool) -> bool {
         let gave_away = self.outgoing.is_some();
@@ -552,13 +441,4 @@ async fn wait_exit(live: &mut Live, limit: Duration) -> Option<Exit> {
         }
     };
     timeout(limit, exit).await.ok().flatten()
-}
-
-fn exit_status(exit: &Exit) -> ExitStatus {
-    ExitStatus {
-        code: exit.code.unwrap_or_else(|| 128 + exit.signal.unwrap_or(0)),
-        signal: exit.signal,
-        oom_killed: exit.oom_killed,
-        finished_at_ms: exit.finished_at_unix_ms,
-    }
 }

@@ -185,7 +185,7 @@ impl Link {
                     heard = Instant::now();
                     match message {
                         Some(Ok(Message::Text(text))) => match self.hear(text.as_str()) {
-                            Ok(Some(beat)) => self.prolong(socket, &beat).await,
+                            Ok(Some(beat)) => self.prolong(socket, beat.as_ref()).await,
                             other => other.map(|_| ()),
                         },
                         Some(Ok(Message::Close(_))) | None => Err("closed by the agent".to_owned()),
@@ -235,7 +235,13 @@ impl Link {
     }
 
     /// The host's lease goes on, once it has heard what it shall be.
-    async fn prolong(&mut self, socket: &mut WebSocket, beat: &Beat) -> Result<(), String> {
+    async fn prolong(&mut self, socket: &mut WebSocket, beat: Option<&Beat>) -> Result<(), String> {
+        let Some(beat) = beat else {
+            if let Err(error) = leases::none(&self.core, &self.host).await {
+                return Err(ErrorBody::from_chain(&error).one_line());
+            }
+            return Ok(());
+        };
         self.tell(socket).await?;
         let sent = self.last.as_ref().map_or(0, |last| last.revision);
         match leases::answer(&self.core, &self.host, beat, self.told_at, sent).await {
@@ -258,8 +264,8 @@ impl Link {
         write(socket, &FromController::Request { request, body: Box::new(ask.body) }).await
     }
 
-    /// A message; what the host asks for by it.
-    fn hear(&mut self, text: &str) -> Result<Option<Beat>, String> {
+    /// A message. Of a status: whether the host asks for its lease to go on.
+    fn hear(&mut self, text: &str) -> Result<Option<Option<Beat>>, String> {
         let message = serde_json::from_str(text).map_err(|e| format!("a message that cannot be read: {e}"))?;
         match message {
             FromAgent::Hello { .. } => return Err("a second introduction".to_owned()),
@@ -269,7 +275,7 @@ impl Link {
                     report.applied_revision = applied_revision;
                     report.current = true;
                 });
-                return Ok(beat);
+                return Ok(Some(beat));
             }
             FromAgent::Event { kind, container, message } => {
                 if self.told.try_send(Told { kind, container, message }).is_err() {
