@@ -31,16 +31,20 @@ fn filled_while_it_changes(seed: u64) {
     }
     let directory = tempfile::Builder::new().prefix("godwit-filler-").tempdir_in("/dev/shm").unwrap();
     let socket = directory.path().join("lazy-pages.socket");
+    let listens = directory.path().join("listens");
     // The store must know the number before the program has one: it starts when the filler listens.
     let mut child = Command::new("/bin/sh")
-        .args(["-c", "while [ ! -S \"$0\" ]; do sleep 0.01; done; exec \"$1\" lazy \"$0\" \"$2\""])
+        .args(["-c", "while [ ! -e \"$3\" ]; do sleep 0.01; done; exec \"$1\" lazy \"$0\" \"$2\""])
         .arg(&socket)
         .arg(victim_path())
         .arg(seed.to_string())
+        .arg(&listens)
         .spawn()
         .unwrap();
     let store = store(child.id().cast_signed());
     let filler = Filler::listen(directory.path(), Arc::clone(&store)).unwrap();
+    // A socket is there a moment before it is listened on.
+    std::fs::write(&listens, "").unwrap();
     let report = filler.wait(Duration::from_secs(60)).unwrap().expect("everything is filled");
     let status = child.wait().unwrap();
     assert!(status.success(), "the program found wrong content: {status}, {report:?}");

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use godwit_lab::Node;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 use crate::site::{kill_everything, shell};
@@ -212,6 +213,76 @@ fn who_has_lost_its_lease_stands_still_before_others_start() {
     world.down();
 }
 
+fn signal(pid: Option<u32>, signal: Signal) {
+    kill_process(Pid::from_raw(pid.unwrap() as i32).unwrap(), signal).unwrap();
+}
+
+/// No container stood still for longer than a busy machine makes it.
+fn all_beat(world: &World, views: &BTreeMap<String, Value>) {
+    for name in all() {
+        let times = beats(world, views[&name]["host"].as_str().unwrap(), views[&name]["id"].as_str().unwrap());
+        let longest = times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
+        assert!(longest < BEAT_GAP_S, "{name} stood still for {longest:.1} s\n{}", world.logs());
+    }
+}
+
+/// Silence for less than a lease is nothing but silence, and a controller that stood still does not judge by that time.
+#[test]
+fn a_slow_agent_and_a_slow_controller_lose_nothing() {
+    let Some(world) = begin("slow", 3) else { return };
+    let before = views(&world);
+    signal(world.lab.agent_pid(2), Signal::STOP);
+    let stopped = Instant::now();
+    let suspect = || (state_of(&world, "h2") == "suspect").then_some(());
+    assert!(world.until(Duration::from_millis(8_500), suspect).is_some(), "{}", world.logs());
+    std::thread::sleep(Duration::from_millis(8_500).saturating_sub(stopped.elapsed()));
+    signal(world.lab.agent_pid(2), Signal::CONT);
+    let active = || (state_of(&world, "h2") == "active").then_some(());
+    assert!(world.until(Duration::from_secs(10), active).is_some(), "{}", world.logs());
+
+    signal(world.lab.controller_pid(), Signal::STOP);
+    std::thread::sleep(Duration::from_secs(20));
+    signal(world.lab.controller_pid(), Signal::CONT);
+    for name in all() {
+        world.wait_running(&name);
+    }
+    let after = views(&world);
+    untouched(&before, &after, &[]);
+    all_beat(&world, &after);
+    let events = world.ok(&["events"]);
+    assert!(!events.contains("host-failed") && !events.contains("is lost"), "{events}");
+    world.down();
+}
+
+/// A person who knows more need not wait.
+#[test]
+fn a_persons_word_is_enough() {
+    let Some(world) = World::up("word", 3, &["--link", "10gbit"]) else { return };
+    world.apply(APPLICATION.replace("replicas: 3", "replicas: 2").as_str());
+    let all: Vec<String> = all().into_iter().filter(|name| !name.ends_with("-3")).collect();
+    for name in &all {
+        world.wait_running(name);
+    }
+    let host = world.host_of("e/a-1");
+    let said = world.refused(1, &["host", "declare-dead", &host]);
+    assert!(said.contains("connected"), "{said}");
+    let lost = on(&world, &host);
+    let before = views(&world);
+    kill_everything(&world, number(&host));
+    let died = Instant::now();
+    let silent = || (state_of(&world, &host) == "suspect").then_some(());
+    assert!(world.until(Duration::from_secs(8), silent).is_some(), "{}", world.logs());
+    world.ok(&["host", "declare-dead", &host]);
+    let after = recovered(&world, &lost, &[&host], died);
+    assert!(
+        died.elapsed() < Duration::from_secs(10),
+        "nobody waits for the lease: {:.1} s",
+        died.elapsed().as_secs_f64()
+    );
+    untouched(&before, &after, &lost);
+    world.down();
+}
+
 /// Hosts vouch for each other that nobody can start anything.
 #[test]
 fn everything_runs_on_without_a_controller() {
@@ -230,11 +301,7 @@ fn everything_runs_on_without_a_controller() {
     }
     let after = views(&world);
     untouched(&before, &after, &[]);
-    for name in all() {
-        let times = beats(&world, after[&name]["host"].as_str().unwrap(), after[&name]["id"].as_str().unwrap());
-        let longest = times.windows(2).map(|pair| pair[1] - pair[0]).fold(0.0, f64::max);
-        assert!(longest < BEAT_GAP_S, "{name} stood still for {longest:.1} s\n{}", world.logs());
-    }
+    all_beat(&world, &after);
     println!("without a controller for {:.0} s", gone.elapsed().as_secs_f64());
     world.down();
 }

@@ -75,6 +75,9 @@ fn same(before: &Value, after: &Value, what: &[&str]) {
 #[test]
 fn a_neighbour_makes_way_for_one_that_grows_and_nobody_notices() {
     let Some((world, clients)) = begin("room", 3) else { return };
+    // What a move costs follows from what hosts report of memory, some seconds after a start.
+    let filled = |c: &Value| c["status"]["memory"].as_u64().is_some_and(|bytes| bytes > 96 << 20);
+    world.wait("e/w-1", "filled", filled);
     let before = ["e/w-1", "e/x-1"].map(|name| world.container(name).unwrap());
     assert_eq!(limit(&world, 1, &before[0]), 400 << 20);
     world.apply(&with_w("800m", "700m"));

@@ -115,7 +115,11 @@ fn five_hosts_live_through_a_day() {
     println!("all run again {:.1} s after a host died", died.elapsed().as_secs_f64());
     for was in before.as_array().unwrap().iter().filter(|c| c["host"] != dead.as_str()) {
         let is = after.as_array().unwrap().iter().find(|c| c["name"] == was["name"]).unwrap();
-        assert_eq!((&is["host"], &is["status"]["pid"]), (&was["host"], &was["status"]["pid"]), "{}", was["name"]);
+        if (&is["host"], &is["status"]["pid"]) != (&was["host"], &was["status"]["pid"]) {
+            let name = was["name"].as_str().unwrap();
+            let said = world.ok(&["logs", "--tail", "20", name]);
+            panic!("{name} was started anew: {was:#}\n{is:#}\n{said}\n{}\n{}", world.ok(&["events"]), world.logs());
+        }
     }
     assert_spread(&world, 3);
     for client in clients(&world, number % 5 + 1) {
