@@ -61,8 +61,10 @@ pub fn kill_everything(world: &World, host: u32) {
         let mut found = false;
         for process in std::fs::read_dir("/proc").unwrap().flatten() {
             let Some(pid) = process.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
-            let cgroup = std::fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
-            if cgroup.contains(&ours) {
+            let cgroups = std::fs::read_to_string(process.path().join("cgroup")).unwrap_or_default();
+            // In hierarchies that limit nothing, a container that was moved stays where it was begun.
+            let limits = |line: &&str| line.contains(":memory:") || line.starts_with("0::");
+            if cgroups.lines().filter(limits).any(|line| line.contains(&ours)) {
                 found = true;
                 let _ = kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL);
             }
