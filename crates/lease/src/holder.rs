@@ -104,6 +104,8 @@ impl Holder {
         if known {
             self.lapsed = false;
             self.renewed_at = None;
+            // Whoever has not heard of the end must not hear of it after this.
+            self.untold = false;
         }
         known
     }
@@ -168,5 +170,14 @@ mod tests {
         holder.granted(grant(LEASE_MS + 1_000, 9), LEASE_MS + 1_100);
         assert!(!holder.carried_out(8, LEASE_MS + 1_200) && !holder.may_run(LEASE_MS + 1_200));
         assert!(holder.carried_out(9, LEASE_MS + 1_300) && holder.may_run(LEASE_MS + 1_300));
+    }
+
+    #[test]
+    fn an_end_that_is_over_is_not_told_any_more() {
+        let mut holder = Holder::free(0);
+        holder.granted(grant(0, 7), 100);
+        holder.granted(grant(LEASE_MS + 100, 9), LEASE_MS + 200);
+        assert!(holder.carried_out(9, LEASE_MS + 300));
+        assert!(!holder.look(LEASE_MS + 400));
     }
 }

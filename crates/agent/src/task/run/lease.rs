@@ -11,6 +11,10 @@ const WAITS: &str = "the host's lease has ended; it goes on when the controller 
 
 impl Task {
     pub(super) fn lease_ended(&mut self) {
+        // It goes on already, and this word is late.
+        if self.host.lease.may_run() {
+            return;
+        }
         self.fenced = self.live.is_some();
         if self.fenced {
             self.set_state(ContainerState::Frozen, Some(WAITS.to_owned()));
